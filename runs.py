@@ -1,0 +1,112 @@
+"""The folder of a run, runs/NAME: the only thing that passes between the scripts.
+
+config.json, all that defines the run; log.jsonl, a line of numbers at a time; model.pt, the weights and what resuming needs; loss.png.
+"""
+import itertools
+import json
+import re
+from pathlib import Path
+
+import torch
+
+from cli import BadInput, write
+from clone import COLOURS
+
+NOT_OF_THE_RUN = {"run", "resume", "sample", "device", "micro_batch", "compile"}  # options that may differ when a run goes on
+
+
+def check_new(name):
+    """Raise BadInput unless a new run may have this name (None: one will be found)."""
+    if name is not None and not re.fullmatch(r"\w[\w.,-]*", name):
+        raise BadInput(f"--run={name}: expected a plain name of letters, digits, - and _, since it becomes a folder under runs/")
+    if name is not None and (Path("runs") / name).exists() and not empty(Path("runs") / name):
+        raise BadInput(f"runs/{name} exists: add --resume to go on with it, or choose another --run=NAME")
+
+
+def empty(folder):
+    """Whether a run's folder holds nothing yet, as after a kill before it had a config.json."""
+    return all(p.name.startswith(".") for p in folder.iterdir())
+
+
+def new_folder(name, given):
+    """Make runs/NAME; without a name, one after the options given, with a number if that is taken. Raises BadInput if NAME exists."""
+    parts = [f"{key}{value}" for key, value in given.items() if key not in NOT_OF_THE_RUN]
+    base = name or re.sub(r"[^\w.,-]+", "_", "-".join(parts))[:80] or "default"
+    for i in itertools.count(1):
+        folder = Path("runs") / (base if i == 1 else f"{base}-{i}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            check_new(name)
+            if empty(folder):
+                return folder
+
+
+def old_folder(name, given):
+    """The folder of an existing run and its config; what is given on the command line must agree with it. Raises BadInput."""
+    folder = Path("runs") / (name or "")
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        seen = {k: config[k] for k in given if k not in NOT_OF_THE_RUN}
+    except (OSError, ValueError, KeyError, TypeError):
+        there = ", ".join(sorted(p.parent.name for p in Path("runs").glob("*/config.json"))) or "none yet"
+        raise BadInput(f"--run={name}: {folder} is no run with a config.json; expected --run=NAME, one of: {there}")
+    for key, value in seen.items():
+        if value != given[key]:
+            raise BadInput(f"--{key}={given[key]}, but {folder} is of another configuration: {key}={value}; leave the option out, or start a new run")
+    return folder, config
+
+
+def load_checkpoint(folder, config):
+    """The last checkpoint of a run. Raises BadInput for a truncated or foreign file, or one of another configuration."""
+    path = folder / "model.pt"
+    if not path.exists():
+        raise BadInput(f"{folder} has no checkpoint yet: train it first, with --run={folder.name} --resume")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        made_by = state["config"]
+    except Exception as error:  # torch.load raises whatever its parsers raise
+        raise BadInput(f"{path} is not a whole checkpoint of nanoclone ({type(error).__name__}): delete it and --resume starts again from step 0")
+    if made_by != config:
+        other = [k for k in config.keys() | made_by.keys() if config.get(k) != made_by.get(k)]
+        raise BadInput(f"{path} is a checkpoint of another configuration than config.json: {', '.join(sorted(other))} differ")
+    return state
+
+
+def read_log(folder, key):
+    """The lines of log.jsonl that have a key ("loss": training; "val_loss": validation), each a dict."""
+    lines = (json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines())
+    return [line for line in lines if key in line]
+
+
+def plot(folder, config):
+    """loss.png: training (thin) and validation loss of each language, and retrieval@1, against the tokens seen in all."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    train, val = read_log(folder, "loss"), read_log(folder, "val_loss")
+    pairs = list(val[-1]["retrieval@1"]) if val else []
+    fig, axes = plt.subplots(1, 1 + bool(pairs), figsize=(6 + 4 * bool(pairs), 4), squeeze=False, layout="constrained",
+                             width_ratios=[3, 2][:1 + bool(pairs)])
+    for l in range(config["languages"]):
+        colour = COLOURS[l % len(COLOURS)]
+        seen = [(line["tokens"], line["loss"][l]) for line in train if line["loss"][l] is not None]
+        axes[0, 0].plot(*zip(*seen) if seen else ([], []), color=colour, lw=0.6, alpha=0.5)
+        axes[0, 0].plot([v["tokens"] for v in val], [v["val_loss"][l] for v in val], "o-", ms=3, color=colour, label=f"EN{l + 1}")
+    axes[0, 0].set(xlabel="tokens seen, all languages", ylabel="loss, nats per token", title="thin: training text; dots: validation text")
+    axes[0, 0].legend(frameon=False)
+    for i, pair in enumerate(pairs):
+        axes[0, 1].plot([v["tokens"] for v in val], [v["retrieval@1"][pair] for v in val], "o-", ms=3, label=pair, color=plt.cm.viridis(i / len(pairs)))
+    if pairs:
+        axes[0, 1].set(xlabel="tokens seen, all languages", ylabel="retrieval@1, middle layer", ylim=(-0.03, 1.03), title="do the languages align?")
+        if len(pairs) < 7:
+            axes[0, 1].legend(frameon=False)
+    for ax in axes[0]:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(alpha=0.3)
+    fig.suptitle(folder.name, fontsize=10)
+    with write(folder / "loss.png") as f:
+        fig.savefig(f, dpi=150, format="png")
+    plt.close(fig)

@@ -1,0 +1,135 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from model import GPT, SIZES, ChunkedCrossEntropy, attention
+
+TINY = dict(vocab_size=60, context=16, n_layer=3, n_head=2, d_head=8, d_model=24, tied=False)
+
+
+def make(seed=0, dtype=torch.float32, **changes):
+    torch.manual_seed(seed)
+    model = GPT(TINY | changes, dtype)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.2)  # far from the start, so that every part matters
+    return model
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
+def test_chunked_loss_is_the_full_loss_with_its_gradients(chunk):
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(64, 10, requires_grad=True), torch.randn(50, 10, requires_grad=True)
+    targets, upstream = torch.randint(50, (64,)), torch.randn(64)
+    full = F.cross_entropy(hidden @ weight.T, targets, reduction="none")
+    expected = torch.autograd.grad(full, (hidden, weight), upstream)
+    ours = ChunkedCrossEntropy.apply(hidden, weight, targets, chunk)
+    got = torch.autograd.grad(ours, (hidden, weight), upstream)
+    torch.testing.assert_close(ours, full)
+    torch.testing.assert_close(got, expected)
+
+
+def test_chunked_loss_survives_extreme_logits():
+    hidden, weight = torch.tensor([[1000.0]], requires_grad=True), torch.tensor([[1.0], [-1.0]])
+    loss = ChunkedCrossEntropy.apply(hidden, weight, torch.tensor([1]), 8)
+    loss.sum().backward()
+    assert loss.item() == 2000 and hidden.grad.item() == 2
+
+
+def test_chunked_loss_in_bf16_is_close_to_fp32():
+    torch.manual_seed(0)
+    hidden, weight, targets = torch.randn(600, 32), torch.randn(300, 32) * 0.3, torch.randint(300, (600,))
+    grads = []
+    for dtype in (torch.float32, torch.bfloat16):
+        h, w = hidden.bfloat16().to(dtype).requires_grad_(), weight.clone().requires_grad_()
+        ChunkedCrossEntropy.apply(h, w, targets, 100).mean().backward()
+        grads.append((h.grad.float(), w.grad))
+    for exact, rounded in zip(*grads):
+        assert (exact - rounded).norm() < 0.01 * exact.norm()
+
+
+def test_attention_by_hand_is_scaled_dot_product_attention():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 20, 16).bfloat16().requires_grad_() for _ in range(3))
+    upstream = torch.randn(2, 3, 20, 16)
+    by_hand = attention(q, k, v)  # bf16 on a CPU
+    exact = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=True)
+    torch.testing.assert_close(by_hand.float(), exact, atol=0.02, rtol=0.02)
+    for a, b in zip(torch.autograd.grad(by_hand, (q, k, v), upstream.bfloat16()), torch.autograd.grad(exact, (q, k, v), upstream)):
+        assert (a.float() - b.float()).norm() < 0.02 * b.float().norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_changed_token_changes_no_earlier_loss(dtype):
+    model, ids = make(dtype=dtype), torch.randint(60, (2, 17))
+    changed = ids.clone()
+    changed[:, 9] = (ids[:, 9] + 1) % 60
+    before, after = model.token_losses(ids), model.token_losses(changed)
+    assert torch.equal(before[:, :8], after[:, :8])  # position t predicts token t + 1
+    assert (before[:, 8:] != after[:, 8:]).all()
+
+
+def test_loss_is_that_of_the_logits_read_off_the_residual_stream():
+    model, ids = make(), torch.randint(60, (3, 17))
+    stream = model.residual_stream(ids[:, :-1])
+    assert len(stream) == TINY["n_layer"] + 1 and stream[0].shape == (3, 16, 24)
+    logits = model.norm(stream[-1]) @ model.unembedding.T
+    expected = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none").mean(1)
+    torch.testing.assert_close(model(ids), expected)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_copied_rows_make_the_clone_exactly_as_good(tied, dtype):
+    model, ids = make(tied=tied, dtype=dtype), torch.randint(30, (4, 17))
+    with torch.no_grad():
+        for rows in (model.embedding, model.unembedding):
+            rows[30:] = rows[:30]
+    assert torch.equal(model(ids + 30), model(ids))
+
+
+def test_an_untrained_model_knows_nothing():
+    torch.manual_seed(0)
+    loss = GPT(TINY)(torch.randint(60, (8, 17)))
+    assert loss.shape == (8,)
+    assert abs(loss.mean().item() - math.log(60)) < 0.05
+
+
+def test_a_model_learns_what_can_be_learned():
+    torch.manual_seed(0)
+    model = GPT(TINY, torch.bfloat16)
+    ids = torch.arange(17).repeat(4, 1) + torch.arange(4)[:, None]  # the next id is one more
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        model(ids).mean().backward()
+        optimizer.step()
+    assert model(ids).max() < 0.3 < math.log(4)  # the first token alone tells which row
+
+
+def test_sizes_are_the_papers():
+    with torch.device("meta"):
+        small = GPT(SIZES["small"] | {"vocab_size": 2 * SIZES["small"]["vocab_size"]})
+        mini = GPT(SIZES["mini"])
+    assert abs(sum(p.numel() for p in small.blocks.parameters()) - 85e6) < 0.5e6
+    assert mini.blocks[0].qkv.shape == (3 * 8 * 32, 512)  # narrower than the residual stream
+    assert small.unembedding is not small.embedding
+
+
+def test_sampling_goes_past_the_context_and_repeats_itself_for_a_seed():
+    model, prompt = make(), torch.randint(60, (5,))
+    once, again, other = (model.sample(prompt, 30, seed=s) for s in (1, 1, 2))
+    assert len(once) == 35 and torch.equal(once[:5], prompt)
+    assert torch.equal(once, again) and not torch.equal(once, other)
+
+
+def test_sampling_follows_the_model():
+    model = make()
+    with torch.no_grad():
+        model.unembedding.zero_()
+        model.norm.weight.zero_()
+        model.norm.bias.fill_(1.0)
+        model.unembedding[7] = 10.0  # one id is all there is
+    assert model.sample(torch.tensor([1]), 5).tolist() == [1, 7, 7, 7, 7, 7]
