@@ -8,7 +8,7 @@ A prepared corpus is a folder of five files: tokenizer.tiktoken (the merges), th
 what is in them. The folder is made under another name and renamed when whole, so two processes can prepare the same one at once.
 """
 import ast, contextlib, errno, gzip, hashlib, heapq, http.client, importlib.metadata, itertools, json, lzma, multiprocessing, os
-import random, re, shutil, tempfile, time, urllib.request, zipfile, zlib
+import random, re, shutil, signal, tempfile, time, urllib.request, zipfile, zlib
 import xml.etree.ElementTree as ET
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -116,7 +116,8 @@ def docstrings():
     """Yield (package, its docstrings), each docstring once: the English that is on every disk with requirements.txt installed."""
     jobs = [(name, str(f.locate())) for name, d in packages().items() for f in d.files or [] if f.suffix == ".py"]
     seen = set()
-    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:  # spawn: torch has threads, and they do not fork
+    context = multiprocessing.get_context("spawn")  # torch has threads, and they do not fork
+    with ProcessPoolExecutor(mp_context=context, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
         results = zip(jobs, pool.map(file_docstrings, [path for _, path in jobs], chunksize=64))
         for name, group in itertools.groupby(results, lambda r: r[0][0]):
             texts = [t for _, found in group for t in found if not (t in seen or seen.add(t))]

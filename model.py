@@ -17,7 +17,7 @@ from torch import nn
 
 # The paper's sizes, and nano for a laptop. mini's attention (8 heads x 32) is narrower than its residual stream.
 SIZES = {
-    "nano": dict(n_layer=6, n_head=2, d_head=32, d_model=64, context=128, tied=True, vocab_size=2048, batch_size=32, steps=5000, lr=3e-3),
+    "nano": dict(n_layer=6, n_head=2, d_head=32, d_model=64, context=128, tied=True, vocab_size=2048, batch_size=32, steps=3000, lr=3e-3),
     "mini": dict(n_layer=4, n_head=8, d_head=32, d_model=512, context=512, tied=False, vocab_size=16384, batch_size=128, steps=18265, lr=6e-4),
     "small": dict(n_layer=12, n_head=12, d_head=64, d_model=768, context=512, tied=False, vocab_size=16384, batch_size=128, steps=18265, lr=6e-4),
     "medium": dict(n_layer=24, n_head=16, d_head=64, d_model=1024, context=512, tied=False, vocab_size=16384, batch_size=256, steps=18265, lr=6e-4),

@@ -51,7 +51,7 @@ def old_folder(name, given):
         seen = {k: config[k] for k in given if k not in NOT_OF_THE_RUN}
     except (OSError, ValueError, KeyError, TypeError):
         there = ", ".join(sorted(p.parent.name for p in Path("runs").glob("*/config.json"))) or "none yet"
-        raise BadInput(f"--run={name}: {folder} is no run with a config.json; expected --run=NAME, one of: {there}")
+        raise BadInput((f"{folder} is no run with a config.json" if name else "--resume and --sample go with --run=NAME") + f"; there are: {there}")
     for key, value in seen.items():
         if value != given[key]:
             raise BadInput(f"--{key}={given[key]}, but {folder} is of another configuration: {key}={value}; leave the option out, or start a new run")
@@ -92,15 +92,15 @@ def plot(folder, config):
                              width_ratios=[3, 2][:1 + bool(pairs)])
     for l in range(config["languages"]):
         colour = COLOURS[l % len(COLOURS)]
-        seen = [(line["tokens"], line["loss"][l]) for line in train if line["loss"][l] is not None]
+        seen = [(line["tokens"] / 1e6, line["loss"][l]) for line in train if line["loss"][l] is not None]
         axes[0, 0].plot(*zip(*seen) if seen else ([], []), color=colour, lw=0.6, alpha=0.5)
-        axes[0, 0].plot([v["tokens"] for v in val], [v["val_loss"][l] for v in val], "o-", ms=3, color=colour, label=f"EN{l + 1}")
-    axes[0, 0].set(xlabel="tokens seen, all languages", ylabel="loss, nats per token", title="thin: training text; dots: validation text")
+        axes[0, 0].plot([v["tokens"] / 1e6 for v in val], [v["val_loss"][l] for v in val], "o-", ms=3, color=colour, label=f"EN{l + 1}")
+    axes[0, 0].set(xlabel="million tokens seen, of all languages", ylabel="loss, nats per token", title="thin: training text; dots: validation text")
     axes[0, 0].legend(frameon=False)
     for i, pair in enumerate(pairs):
-        axes[0, 1].plot([v["tokens"] for v in val], [v["retrieval@1"][pair] for v in val], "o-", ms=3, label=pair, color=plt.cm.viridis(i / len(pairs)))
+        axes[0, 1].plot([v["tokens"] / 1e6 for v in val], [v["retrieval@1"][pair] for v in val], "o-", ms=3, label=pair, color=plt.cm.viridis(i / len(pairs)))
     if pairs:
-        axes[0, 1].set(xlabel="tokens seen, all languages", ylabel="retrieval@1, middle layer", ylim=(-0.03, 1.03), title="do the languages align?")
+        axes[0, 1].set(xlabel="million tokens seen, of all languages", ylabel="retrieval@1, middle layer", ylim=(-0.03, 1.03), title="do the languages align?")
         if len(pairs) < 7:
             axes[0, 1].legend(frameon=False)
     for ax in axes[0]:

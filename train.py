@@ -5,7 +5,7 @@
     python train.py --languages=1 --steps=500             # monolingual
     python train.py --run=balanced --resume               # go on where a killed run stopped
     python train.py --run=balanced --sample               # what it writes, in each language
-    torchrun --nproc_per_node=2 -- train.py --ratio=0.9   # several processes or GPUs: the same batches (-- as torchrun has a --run of its own)
+    torchrun --nproc_per_node=2 -- train.py --ratio=0.9   # several processes or GPUs, the same batches; the -- keeps --run from torchrun
 
 A run is a folder runs/NAME: config.json, log.jsonl, model.pt (weights and what resuming needs), loss.png.
 """
@@ -129,6 +129,7 @@ def print_samples(model, enc, prompt, table, n=40):
         out = model.sample(ids, n)[len(prompt):].cpu().numpy()
         right = np.isin(out, row).mean()
         print(f"EN{l + 1} ({right:.0%} of its tokens are EN{l + 1}'s): {enc.decode((out % len(row)).tolist())!r}")
+
 
 def report(folder, config):
     """The table at the end of a run, and what to do next."""
@@ -254,12 +255,16 @@ def main():
             f.write(json.dumps(line) + "\n")
 
     def save(step):
-        if all(p.isfinite().all() for p in model.parameters()):  # a broken model never takes the place of a good one
-            buffer = io.BytesIO()  # torch.save itself hides the error of a full disk
-            torch.save({"config": config, "step": step, "tokens": tokens, "sums": sums,
-                        "model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}, buffer)
-            with write(folder / "model.pt") as f:
-                f.write(buffer.getbuffer())
+        buffer = io.BytesIO()  # torch.save itself hides the error of a full disk
+        torch.save({"config": config, "step": step, "tokens": tokens, "sums": sums,
+                    "model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}, buffer)
+        with write(folder / "model.pt") as f:
+            f.write(buffer.getbuffer())
+
+    def stop_if_broken(step, values):
+        if not all(v.isfinite().all() for v in values):
+            kept = "the last good checkpoint is kept" if rank == 0 and (folder / "model.pt").exists() else "there is no checkpoint yet"
+            sys.exit(f"the loss is not finite at step {step:,}: stopped; {kept}. Start a new run with a lower --lr" if rank == 0 else 1)
 
     # Ctrl-C and SIGTERM end the run after the step; a second Ctrl-C ends it at once
     stop = torch.zeros(1)
@@ -286,9 +291,9 @@ def main():
             (losses.sum() / len(ids)).backward()
             losses = losses.detach()
             sums.index_add_(1, lang_part, torch.stack([losses, torch.ones_like(losses)]))
-        stopping = stop.to(device)
+        stopping = stop.to(device) if world > 1 else stop
         if world > 1:
-            average([p.grad for p in model.parameters()] + [stopping], world)
+            average([p.grad for p in model.parameters()] + [stopping], world)  # when one is told to stop, all do
         stopping = stopping.item() > 0
         for optimizer in optimizers:
             optimizer.step()
@@ -300,9 +305,7 @@ def main():
         if at_log or stopping:
             if world > 1:
                 dist.all_reduce(sums)
-            if not sums.isfinite().all():
-                kept = f"the last good checkpoint stays in {folder}" if rank == 0 and (folder / "model.pt").exists() else "there is no checkpoint yet"
-                sys.exit(f"the loss is not finite at step {done:,}: stopped; {kept}. Start a new run with a lower --lr" if rank == 0 else 1)
+            stop_if_broken(done, [sums])
         if at_log and rank == 0:
             loss, count = sums.tolist()
             tokens = [t + round(c) * T for t, c in zip(tokens, count)]
@@ -315,14 +318,17 @@ def main():
             sums.zero_()
 
         # the validation loss of each language on one and the same text, whether their states are alike, and a checkpoint
+        saving = at_eval or stopping or at_log and time.time() - saved > 300
+        if saving:
+            stop_if_broken(done, model.parameters())  # a broken model never takes the place of a good one
         if at_eval and rank == 0:
             val_loss, retrieval = evaluate(model, text["val"], table, T, device)
             log({"step": done, "tokens": done * B * T, "tokens_seen": tokens, "val_loss": val_loss, "retrieval@1": retrieval})
             aligned = f"  retrieval@1 {sum(retrieval.values()) / len(retrieval):.3f}" if retrieval else ""
             print(f"{'':11}  val    {show(val_loss)}{aligned}", flush=True)
-        if rank == 0 and (at_eval or stopping or at_log and time.time() - saved > 300):
+        if saving and rank == 0:
             save(done)
-            saved = time.time()
+        saved = time.time() if saving else saved
         if at_log:
             clock, clocked = time.time(), done
         if stopping and done < config["steps"]:
