@@ -23,6 +23,10 @@ class Parser(argparse.ArgumentParser):
         else:
             self.add_argument(name, type=type, choices=choices, default=argparse.SUPPRESS, help=help, metavar=None if choices else type.__name__.upper())
 
+    def positional(self, name, help):
+        """Add one or more values without a name."""
+        self.add_argument(name, nargs="+", help=help)
+
     def parse(self):
         """(all options, as a namespace; those given on the command line, as a dict)."""
         given = vars(self.parse_args())
@@ -55,6 +59,12 @@ def run(main):
     if os.environ.get("RANK", "0") == "0":  # under torchrun, one voice
         print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
     sys.exit(2)
+
+
+def progress(text):
+    """Show one line of progress in place, on a terminal; nothing elsewhere. progress("") takes it away."""
+    if sys.stdout.isatty():
+        print(f"\r\033[K{text}", end="", flush=True)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from bpe import PATTERN, encoder, learn_bpe, save_ranks
-from cli import BadInput, Parser, run, write, write_json
+from cli import BadInput, Parser, progress, run, write, write_json
 
 SPLITS = {"train": 0.90, "val": 0.05, "test": 0.05}
 PIECE = 16 << 20  # bytes of one file held at a time: a larger one becomes several documents
@@ -155,8 +155,8 @@ def download(url):
                 f.write(block)
                 digest.update(block)
                 done += len(block)
-                print(f"\rdownloading {url}: {done / 1e6:.1f} of {f'{size / 1e6:.1f}' if size else '?'} MB", end="", flush=True)
-            print()
+                progress(f"downloading {url}: {done / 1e6:.1f}{f' of {size / 1e6:.1f}' if size else ''} MB")
+            progress("")
             if done < size:
                 raise OSError(f"the connection closed after {done} of {size} bytes")
             if path.suffix == ".zip":

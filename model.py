@@ -8,6 +8,7 @@ Shapes: B batch, T context, D width (d_model), H heads, V all ids of all languag
 import contextlib
 import ctypes
 import math
+import os
 import sys
 import time
 
@@ -15,12 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from cli import BadInput
+
 # The paper's sizes, and nano for a laptop. mini's attention (8 heads x 32) is narrower than its residual stream.
 SIZES = {
-    "nano": dict(n_layer=6, n_head=2, d_head=32, d_model=64, context=128, tied=True, vocab_size=2048, batch_size=32, steps=3000, lr=3e-3),
-    "mini": dict(n_layer=4, n_head=8, d_head=32, d_model=512, context=512, tied=False, vocab_size=16384, batch_size=128, steps=18265, lr=6e-4),
-    "small": dict(n_layer=12, n_head=12, d_head=64, d_model=768, context=512, tied=False, vocab_size=16384, batch_size=128, steps=18265, lr=6e-4),
-    "medium": dict(n_layer=24, n_head=16, d_head=64, d_model=1024, context=512, tied=False, vocab_size=16384, batch_size=256, steps=18265, lr=6e-4),
+    "nano": dict(n_layer=6, n_head=2, d_head=32, d_model=64, context=128, tied=True, vocab_size=2048, batch_size=32, steps=3000, lr=3e-3, optimizer="adam"),
+    "mini": dict(n_layer=4, n_head=8, d_head=32, d_model=512, context=512, tied=False, vocab_size=16384, batch_size=128, steps=18265, lr=6e-4, optimizer="adam"),
+    "small": dict(n_layer=12, n_head=12, d_head=64, d_model=768, context=512, tied=False, vocab_size=16384, batch_size=128, steps=18265, lr=6e-4, optimizer="adam"),
+    "medium": dict(n_layer=24, n_head=16, d_head=64, d_model=1024, context=512, tied=False, vocab_size=16384, batch_size=256, steps=18265, lr=6e-4, optimizer="adam"),
 }
 
 
@@ -122,12 +125,18 @@ class GPT(nn.Module):
             stream.append(block(stream[-1]))
         return stream
 
-    def token_losses(self, ids):
-        """ids [B, T + 1] -> cross-entropy in nats of each next token [B, T], fp32."""
-        hidden = self.norm(self.residual_stream(ids[:, :-1])[-1])
-        targets = ids[:, 1:].reshape(-1)
+    def token_losses(self, ids, last=None, rows=None):
+        """ids [B, T + 1] -> cross-entropy in nats of each next token [B, T], or of the last `last` ones [B, last], fp32.
+
+        rows: the ids [n] that the softmax runs over, where it is not all of them; the targets have to be among them."""
+        hidden = self.norm(self.residual_stream(ids[:, :-1])[-1][:, -(last or 0):])
+        targets, weight = ids[:, -hidden.shape[1]:].reshape(-1), self.unembedding
+        if rows is not None:
+            place = torch.empty(len(weight), dtype=torch.int64, device=ids.device)
+            place[rows] = torch.arange(len(rows), device=ids.device)
+            targets, weight = place[targets], weight[rows]
         chunk = 256 if hidden.device.type == "cpu" else 4096
-        return ChunkedCrossEntropy.apply(hidden.flatten(0, 1), self.unembedding, targets, chunk).view(ids.shape[0], -1)
+        return ChunkedCrossEntropy.apply(hidden.flatten(0, 1), weight, targets, chunk).view(ids.shape[0], -1)
 
     def forward(self, ids):
         return self.token_losses(ids).mean(1)
@@ -143,6 +152,17 @@ class GPT(nn.Module):
             pick = torch.multinomial((values / temperature).softmax(0), 1, generator=generator)
             ids = torch.cat([ids, top[pick].to(ids.device)])
         return ids
+
+
+def pick_device(name):
+    """The torch.device of --device=NAME; under torchrun on CUDA, this process's own. Raises BadInput if it is not here."""
+    auto = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(auto if name == "auto" else name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise BadInput(f"--device={name} is not here: expected cpu{', cuda' * torch.cuda.is_available()}{', mps' * torch.backends.mps.is_available()} or auto")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if str(device) == "cuda" else device
 
 
 def faster_dtype(device):

@@ -1,6 +1,7 @@
 """The folder of a run, runs/NAME: the only thing that passes between the scripts.
 
-config.json, all that defines the run; log.jsonl, a line of numbers at a time; model.pt, the weights and what resuming needs; loss.png.
+config.json, all that defines the run; log.jsonl, a line of numbers at a time; model.pt, the weights and what resuming needs; loss.png;
+later eval.json, align.json and align.png.
 """
 import itertools
 import json
@@ -9,10 +10,13 @@ from pathlib import Path
 
 import torch
 
+import clone
+import data
 from cli import BadInput, write
-from clone import COLOURS
+from model import GPT
 
-NOT_OF_THE_RUN = {"run", "resume", "sample", "device", "micro_batch", "compile"}  # options that may differ when a run goes on
+NOT_OF_THE_RUN = {"run", "resume", "device", "micro_batch", "compile"}  # options that may differ when a run goes on
+MODEL = ("n_layer", "n_head", "d_head", "d_model", "context", "tied")
 
 
 def check_new(name):
@@ -43,19 +47,64 @@ def new_folder(name, given):
                 return folder
 
 
+def read_config(folder):
+    """The config of a run's folder. Raises BadInput, naming the runs there are, if it is none."""
+    try:
+        return json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        there = ", ".join(sorted(p.parent.name for p in Path("runs").glob("*/config.json"))) or "none yet"
+        raise BadInput(f"{folder} is no run with a config.json; there are: {there}")
+
+
 def old_folder(name, given):
     """The folder of an existing run and its config; what is given on the command line must agree with it. Raises BadInput."""
-    folder = Path("runs") / (name or "")
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        seen = {k: config[k] for k in given if k not in NOT_OF_THE_RUN}
-    except (OSError, ValueError, KeyError, TypeError):
-        there = ", ".join(sorted(p.parent.name for p in Path("runs").glob("*/config.json"))) or "none yet"
-        raise BadInput((f"{folder} is no run with a config.json" if name else "--resume and --sample go with --run=NAME") + f"; there are: {there}")
-    for key, value in seen.items():
-        if value != given[key]:
-            raise BadInput(f"--{key}={given[key]}, but {folder} is of another configuration: {key}={value}; leave the option out, or start a new run")
+    if name is None:
+        raise BadInput("--resume goes with --run=NAME")
+    folder = Path("runs") / name
+    config = read_config(folder)
+    for key, value in given.items():
+        if key not in NOT_OF_THE_RUN and config.get(key) != value:
+            raise BadInput(f"--{key}={value}, but {folder} is of another configuration: {key}={config.get(key)}; leave the option out, or start a new run")
     return folder, config
+
+
+def open_corpus(folder, config):
+    """The manifest of the corpus that a run was trained on. Raises BadInput if it is no longer what it was."""
+    corpus = data.prepare(config["corpus"], config["vocab_size"], config["tokenizer"])
+    if config["data_sha256"] != corpus["files"]:
+        raise BadInput(f"the corpus {config['corpus']} is not what it was when {folder} began: bring it back, or start a new run")
+    return corpus
+
+
+def make_model(config, device):
+    """The untrained model of a config: languages x vocab_size ids."""
+    sizes = {key: config[key] for key in MODEL} | {"vocab_size": config["languages"] * config["vocab_size"]}
+    return GPT(sizes, getattr(torch, config["dtype"])).to(device)
+
+
+def open_runs(names, device, minimum=1):
+    """Yield (folder, config, corpus, table, model) for each finished run, given as runs/NAME or NAME: what eval.py and align.py look at.
+
+    Everything is checked before the first is yielded. Raises BadInput for a run that is not there, not finished, without a checkpoint, of
+    another corpus than the first one's, or of fewer languages than the minimum."""
+    opened = []
+    for name in names:
+        folder = Path(name) if (Path(name) / "config.json").exists() else Path("runs") / name
+        config = read_config(folder)
+        step = load_checkpoint(folder, config)["step"]
+        if step < config["steps"]:
+            raise BadInput(f"{folder} is still training, or was stopped, at step {step:,} of {config['steps']:,}: finish it with --run={folder.name} --resume")
+        if config["languages"] < minimum:
+            raise BadInput(f"{folder} is monolingual: expected a run of two languages or more")
+        if opened and config["corpus_sha256"] != opened[0][1]["corpus_sha256"]:
+            raise BadInput(f"{folder} is of another corpus ({config['corpus']}) than {opened[0][0]} ({opened[0][1]['corpus']}): give runs of one corpus")
+        opened.append((folder, config))
+    for folder, config in opened:
+        corpus = open_corpus(folder, config)
+        table = clone.clone_table(config["vocab_size"], config["languages"], corpus["eot"], config["cloned"], config["seed"])
+        model = make_model(config, device)
+        model.load_state_dict(load_checkpoint(folder, config)["model"])
+        yield folder, config, corpus, table, model.eval()
 
 
 def load_checkpoint(folder, config):
@@ -91,7 +140,7 @@ def plot(folder, config):
     fig, axes = plt.subplots(1, 1 + bool(pairs), figsize=(6 + 4 * bool(pairs), 4), squeeze=False, layout="constrained",
                              width_ratios=[3, 2][:1 + bool(pairs)])
     for l in range(config["languages"]):
-        colour = COLOURS[l % len(COLOURS)]
+        colour = clone.COLOURS[l % len(clone.COLOURS)]
         seen = [(line["tokens"] / 1e6, line["loss"][l]) for line in train if line["loss"][l] is not None]
         axes[0, 0].plot(*zip(*seen) if seen else ([], []), color=colour, lw=0.6, alpha=0.5)
         axes[0, 0].plot([v["tokens"] / 1e6 for v in val], [v["val_loss"][l] for v in val], "o-", ms=3, color=colour, label=f"EN{l + 1}")

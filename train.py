@@ -4,7 +4,6 @@
     python train.py --ratio=0.5 --run=balanced            # the contrast
     python train.py --languages=1 --steps=500             # monolingual
     python train.py --run=balanced --resume               # go on where a killed run stopped
-    python train.py --run=balanced --sample               # what it writes, in each language
     torchrun --nproc_per_node=2 -- train.py --ratio=0.9   # several processes or GPUs, the same batches; the -- keeps --run from torchrun
 
 A run is a folder runs/NAME: config.json, log.jsonl, model.pt (weights and what resuming needs), loss.png.
@@ -21,16 +20,15 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+import align
 import clone
 import data
 import runs
-from bpe import encoder
 from cli import BadInput, Parser, run, write, write_json
-from model import GPT, SIZES, faster_dtype, keep_freed_memory
+from model import SIZES, faster_dtype, keep_freed_memory, pick_device
 
 EVAL_TOKENS = 32768  # of validation text, the same for every language
 RETRIEVAL_STATES = 1024
-MODEL = ("n_layer", "n_head", "d_head", "d_model", "context", "tied")
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The command line -> config, a dict that says everything about a run
@@ -50,16 +48,15 @@ def options():
     o("--steps", None, f"optimiser steps {by_size('steps')}", int)
     o("--batch_size", None, f"sequences a step, of all processes together {by_size('batch_size')}", int)
     o("--micro_batch", None, "sequences a forward pass; fewer need less memory, the gradient is the same (default: the whole batch of a process)", int)
-    o("--optimizer", "adam", "adam (the paper's: betas 0.9, 0.95, no weight decay), adamw (weight decay 0.1 on matrices), "
-      "or muon (torch.optim.Muon for the matrices of the blocks, adam for the rest)", choices=["adam", "adamw", "muon"])
-    o("--lr", None, f"peak learning rate; 200 steps of warm-up (a tenth of the run if shorter), then cosine to a hundredth {by_size('lr')}", float)
+    o("--optimizer", None, "adam (the paper's: betas 0.9, 0.95, no weight decay), adamw (weight decay 0.1 on matrices), or muon "
+      f"(torch.optim.Muon for the matrices of the blocks, adam for the rest) {by_size('optimizer')}", choices=["adam", "adamw", "muon"])
+    o("--lr", None, f"peak learning rate; 200 steps of warm-up (a quarter of the run if shorter), then cosine to a hundredth {by_size('lr')}", float)
     o("--seed", 0, "of the initial weights, the batches and the anchor points", int)
     o("--device", "auto", "cpu, cuda or mps; auto takes the best there is")
     o("--dtype", "auto", "of the activations, auto, float32 or bfloat16; auto takes the faster (on a CPU it is timed)", choices=["auto", "float32", "bfloat16"])
     o("--compile", False, "torch.compile the model: a minute of warm-up, then faster on a GPU", bool)
     o("--run", None, "the run's name, its folder under runs/ (default: from the options given)")
     o("--resume", False, "go on with the run --run=NAME, killed or interrupted", bool)
-    o("--sample", False, "print a continuation of one prompt in each language by the run --run=NAME; no training", bool)
     return parser
 
 
@@ -85,16 +82,6 @@ def make_config(args, given):
     return config
 
 
-def pick_device(name):
-    auto = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(auto if name == "auto" else name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise BadInput(f"--device={name} is not here: expected cpu{', cuda' * torch.cuda.is_available()}{', mps' * torch.backends.mps.is_available()} or auto")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if str(device) == "cuda" else device
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # What is measured on the way
 
@@ -112,23 +99,7 @@ def evaluate(model, text, table, context, device):
         some = ids[:max(1, RETRIEVAL_STATES // context), :-1]
         states.append(model.residual_stream(some)[len(model.blocks) // 2].flatten(0, 1)[:RETRIEVAL_STATES].float())
     pairs = [(a, b) for b in range(len(table)) for a in range(b)]
-    return losses, {f"EN{a + 1}-EN{b + 1}": retrieval_at_1(states[a], states[b]) for a, b in pairs}
-
-
-def retrieval_at_1(a, b):
-    """How often is the nearest of b's states [n, D], by centred cosine, to a's i-th [n, D] b's i-th? 0..1; by chance 1 / n."""
-    a, b = (torch.nn.functional.normalize(x - x.mean(0), dim=1) for x in (a, b))
-    return ((a @ b.T).argmax(1) == torch.arange(len(a), device=a.device)).float().mean().item()
-
-
-def print_samples(model, enc, prompt, table, n=40):
-    """One prompt, continued by n tokens in each language, decoded to text."""
-    print(f"\nprompt: {enc.decode(prompt.tolist())!r}")
-    for l, row in enumerate(table):
-        ids = torch.from_numpy(row[prompt]).to(model.embedding.device)
-        out = model.sample(ids, n)[len(prompt):].cpu().numpy()
-        right = np.isin(out, row).mean()
-        print(f"EN{l + 1} ({right:.0%} of its tokens are EN{l + 1}'s): {enc.decode((out % len(row)).tolist())!r}")
+    return losses, {f"EN{a + 1}-EN{b + 1}": align.retrieval_at_1(states[a], states[b]) for a, b in pairs}
 
 
 def report(folder, config):
@@ -137,7 +108,10 @@ def report(folder, config):
     print(f"\n{'':6}{'share':>8}{'tokens seen':>14}{'loss':>9}{'perplexity':>12}   (validation text, the same for every language; loss in nats per token)")
     for l, (tokens, loss) in enumerate(zip(final["tokens_seen"], final["val_loss"])):
         print(f"EN{l + 1:<4}{tokens / final['tokens']:8.1%}{tokens:14,}{loss:9.3f}{math.exp(min(loss, 700)):12,.2f}")
-    print(f"\n{folder / 'loss.png'} shows the run. Next:\n  python train.py --run={folder.name} --sample")
+    print(f"""\n{folder / 'loss.png'} shows the run. Next:
+  python eval.py {folder}            # test perplexity per language
+  python eval.py {folder} --sample   # what it writes
+  python align.py {folder}           # are the languages represented alike?""")
     if config["languages"] > 1 and not config["schedule"]:
         balanced = float(config["ratio"].split(",")[0]) <= 1 / config["languages"] + 1e-6
         print(f"  python train.py --ratio={0.9 if balanced else 0.5}   # the {'im' if balanced else ''}balanced mix, for contrast")
@@ -161,8 +135,8 @@ def make_optimizers(model, config):
 
 
 def learning_rate(step, config):
-    """Linear warm-up over 200 steps, or a tenth of a shorter run, then cosine to a hundredth of the peak (paper: 6e-4 -> 6e-6)."""
-    warmup = min(200, max(1, config["steps"] // 10))
+    """Linear warm-up over 200 steps, or a quarter of a shorter run, then cosine to a hundredth of the peak (paper: 6e-4 -> 6e-6)."""
+    warmup = min(200, max(1, config["steps"] // 4))
     if step < warmup:
         return config["lr"] * (step + 1) / warmup
     progress = (step - warmup) / max(1, config["steps"] - warmup)
@@ -181,7 +155,7 @@ def main():
     args, given = options().parse()
     rank, world, local = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))  # set by torchrun
     device = pick_device(args.device)
-    if args.resume or args.sample:
+    if args.resume:
         folder, config = runs.old_folder(args.run, given)
     else:
         folder, config = None, make_config(args, given)
@@ -195,7 +169,7 @@ def main():
     # the corpus: one process of a machine prepares it, the others wait and find it ready
     if local > 0:
         dist.barrier()
-    corpus = data.prepare(config["corpus"], config["vocab_size"], config["tokenizer"])
+    corpus = runs.open_corpus(folder, config) if folder else data.prepare(config["corpus"], config["vocab_size"], config["tokenizer"])
     if world > 1 and local == 0:
         dist.barrier()
     N, V, T, B = config["languages"], corpus["vocab_size"], config["context"], config["batch_size"]
@@ -216,16 +190,14 @@ def main():
         if rank == 0:
             folder = runs.new_folder(args.run, given)
             write_json(folder / "config.json", config)
-    elif config["data_sha256"] != corpus["files"]:
-        raise BadInput(f"the corpus {config['corpus']} is not what it was when {folder} began: bring it back, or start a new run")
 
     # the model and its optimisers, as they start or as they were
     torch.manual_seed(config["seed"])
-    model = GPT({key: config[key] for key in MODEL} | {"vocab_size": N * V}, getattr(torch, config["dtype"])).to(device)
+    model = runs.make_model(config, device)
     optimizers = make_optimizers(model, config)
     first, tokens = 0, [0] * N
     sums = torch.zeros(2, N, device=device)  # since the last log line, of each language: losses and sequences
-    if args.sample or args.resume and (folder / "model.pt").exists():
+    if args.resume and (folder / "model.pt").exists():
         state = runs.load_checkpoint(folder, config)
         model.load_state_dict(state["model"])
         for optimizer, saved in zip(optimizers, state["optimizers"]):
@@ -233,8 +205,6 @@ def main():
         first, tokens = state["step"], state["tokens"]
         if rank == 0:
             sums.copy_(state["sums"])
-    if args.sample:
-        return print_samples(model, encoder(corpus), text["val"][:32], table)
     forward = torch.compile(model) if args.compile else model
 
     # the log: what a killed run wrote after its last checkpoint goes, and will be written again

@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+torch.set_num_threads(1)  # the models of the tests are tiny: more threads would only wait for one another
 
 NOUNS = "cat dog bird fish horse child woman king river tree stone house letter ship garden winter".split()
 VERBS = "sees hears follows loves fears finds carries leaves remembers forgets".split()
@@ -43,6 +45,7 @@ def prepared(tmp_path_factory):
 
 def script(folder, name, *options, **kwargs):
     """Start a script in a folder, as a user would; returns the Popen."""
+    kwargs = {"env": {**os.environ, "OMP_NUM_THREADS": "1"}} | kwargs
     return subprocess.Popen([sys.executable, str(ROOT / name), *options], cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs)
 
 
