@@ -245,7 +245,7 @@ def draw_one(folder, result):
         for i, (m, name) in enumerate(MEASURES.items()):
             for kind, style in (("value", "o-"), ("floor", ":")):
                 ax[0, 0].plot([layer[m][kind] for layer in s["layers"]], style, color=clone.COLOURS[i], ms=4, label=name if kind == "value" else None)
-        ax[0, 0].legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.12))
+        ax[0, 0].legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17))
         tidy(ax[0, 0], xlabel="layer (0: the embedding)", ylabel="similarity", ylim=(None, 1.05), title="The same text in two languages\n(dotted: shuffled pairs, the floor)")
         kinds = ["norm1.weight", "norm1.bias", "q", "k", "v", "proj", "norm2.weight", "norm2.bias", "up", "down"]
         grid = np.array([[s["gradients"][f"blocks.{i}.{k}"]["same"] for k in kinds] for i in range(len(s["layers"]) - 1)])
@@ -286,7 +286,7 @@ def draw_several(path, results):
                                 color=[clone.COLOURS[i % len(clone.COLOURS)] for i in range(len(results))])
         ax.flat[-1].bar_label(bars, fmt="%.2f")
         ax.flat[-1].margins(x=0.15)
-        tidy(ax.flat[-1], title="gradient cosine of the two languages, mean over blocks")
+        tidy(ax.flat[-1], title="gradient cosine, mean over blocks")
         ax.flat[0].legend(frameon=False, fontsize=8)
 
     figure(path, draw, 2, 3, (14, 8))

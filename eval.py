@@ -22,6 +22,7 @@ from cli import BadInput, Parser, progress, run, write_json
 from data import file_sha256
 from model import pick_device
 
+B_RANGE = 0.01, 3.0  # of the law's exponent
 SWITCH_TOKENS = 65536  # of test text, for the code-switch test
 NOT_OF_THE_RECIPE = {"ratio", "languages", "schedule", "cloned", "steps", "seed", "size", "dtype", "corpus"}  # the corpus counts by its hash, not its name
 
@@ -116,7 +117,7 @@ class Law:
 def fit_law(tokens, ppl, n_bootstrap=400):
     """Fit the law to complete monolingual runs: tokens [n], ppl [n]. Raises BadInput for fewer than three different numbers of tokens, or
     perplexities that do not fall with tokens."""
-    tokens, inverse = np.asarray(tokens, float), 1 / np.asarray(ppl, float)
+    tokens, inverse = np.array(sorted(zip(tokens, 1 / np.asarray(ppl, float)))).T  # in whatever order they are given
     if len(set(tokens)) < 3:
         raise BadInput(f"a scaling law needs monolingual runs of 3 or more lengths, not {len(set(tokens))}: python train.py --languages=1 --steps=...")
     a, b, c = least_squares(tokens, inverse)
@@ -134,7 +135,7 @@ def fit_law(tokens, ppl, n_bootstrap=400):
 
 def least_squares(n, y):
     """(a, b, c) of y = c - a n**-b: linear least squares for a and c, inside a search over b that zooms in on the best of a grid."""
-    low, high = 0.01, 3.0
+    low, high = B_RANGE
     scale = np.exp(np.log(n).mean())  # powers of n / scale are near 1: no precision is lost
     for _ in range(8):
         grid = np.geomspace(low, high, 40)
@@ -192,7 +193,8 @@ def add_efficiency(results):
         except BadInput as error:
             remarks.append(f"no token efficiency for {sum(config['languages'] > 1 for config, _ in group)} of the runs: {error}")
             continue
-        remarks.append(f"monolingual law: 1/PPL = {law.c:.4g} - {law.a:.4g} n^-{law.b:.3f}, from {len(mono)} runs of {law.smallest:,.0f} to {law.largest:,.0f} tokens")
+        remarks.append(f"monolingual law: 1/PPL = {law.c:.4g} - {law.a:.4g} n^-{law.b:.3f}, from {len(mono)} runs of {law.smallest:,.0f} to {law.largest:,.0f} tokens"
+                       + "; b is at the edge of its range: they follow no power law yet, so take TEff for a rough guide" * (not B_RANGE[0] * 1.01 < law.b < B_RANGE[1] * 0.99))
         for language in (language for _, result in group for language in result["languages"] if language["tokens_seen"]):
             n, ppl = language["tokens_seen"], language["ppl"]
             interval = law.interval(ppl)

@@ -96,6 +96,8 @@ def test_a_planted_law_is_recovered_exactly_from_exact_points():
     for x in (2e7, 3e8, 1.5e9):
         assert law.ppl(x) == pytest.approx(1 / (c - a * x**-b), rel=1e-6)
         assert law.tokens(law.ppl(x)) == pytest.approx(x, rel=1e-6)
+    noisy = 1 / (c - a * n**-b) * np.linspace(0.98, 1.02, 6)
+    assert eval_.fit_law(n, noisy).interval(30) == eval_.fit_law(n[::-1], noisy[::-1]).interval(30)  # the order of the runs does not matter
     assert law.tokens(1 / c) == math.inf and law.ppl(1e3) == math.inf
     assert law.extrapolated(law.ppl(4.9e6)) and not law.extrapolated(law.ppl(5.1e6))
     assert law.extrapolated(law.ppl(2.1e9)) and not law.extrapolated(law.ppl(1.9e9))
@@ -208,6 +210,13 @@ def test_one_table_for_all_runs(work, monkeypatch, capsys):
     before = (work / "runs/both/eval.json").read_bytes()
     eval_.main()  # from eval.json, not measured again
     assert (work / "runs/both/eval.json").read_bytes() == before and capsys.readouterr().out == out
+
+
+def test_runs_that_follow_no_power_law_are_remarked_on():
+    config = {"languages": 1}
+    for inverse, edge in ((lambda n: 0.06 - 1.7 * n**-0.23, False), (lambda n: 0.004 * np.log(n / 1e5) ** 1.5, True)):
+        runs_ = [(None, config, {"languages": [{"tokens_seen": n, "ppl": 1 / inverse(n)}]}) for n in np.geomspace(1e7, 1e9, 6)]
+        assert any("at the edge of its range" in remark for remark in eval_.add_efficiency(runs_)) == edge
 
 
 def test_without_monolingual_runs_there_is_no_efficiency_and_it_is_said(work, monkeypatch, capsys):
