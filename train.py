@@ -307,13 +307,14 @@ def main():
     # what came of it
     if world > 1:
         dist.destroy_process_group()
-    if rank == 0 and log_path.stat().st_size:
+    if rank > 0:
+        os._exit(0)  # an ordinary exit this soon after the last message is now and then aborted by torch's own threads (gloo, torch 2.13)
+    if log_path.stat().st_size:
         runs.plot(folder, config)
-    if rank == 0 and done < config["steps"]:
+    if done < config["steps"]:
         print(f"interrupted and saved at step {done:,}; go on with: python train.py --run={folder.name} --resume")
         sys.exit(130)
-    if rank == 0:
-        report(folder, config)
+    report(folder, config)
 
 
 if __name__ == "__main__":
