@@ -16,7 +16,7 @@ import torch.nn.functional as F
 import clone
 import data
 import runs
-from cli import BadInput, Parser, progress, run, write, write_json
+from cli import BadInput, Parser, progress, run, write_json
 from model import pick_device
 
 TOKENS = 65536  # of test text: for CKA and the gradients
@@ -163,7 +163,7 @@ def measure(folder, config, corpus, table, model, device):
     n = min((len(text) - 1) // T, max(2, TOKENS // T))
     if n < 2:
         raise BadInput(f"the test split of {config['corpus']} has {len(text)} tokens, fewer than two windows of {folder} ({2 * T + 1})")
-    base = np.stack([text[i * T:(i + 1) * T + 1] for i in range(n)])
+    base = clone.consecutive(text, T, n)
     frequency = np.zeros(config["vocab_size"])
     train = data.tokens(corpus, "train")
     for i in range(0, len(train), 1 << 24):
@@ -218,24 +218,6 @@ def print_table(folder, result):
         f"{name} in layer{'s' * (len(ls) > 1)} {', '.join(map(str, ls))}" for m, name in MEASURES.items() if (ls := [i for i, layer in enumerate(s["layers"]) if layer[m]["above"]])) or "nothing"))
 
 
-def figure(path, draw, rows, columns, size):
-    """Make a page of rows x columns panels, have draw(axes) fill it, and write it to path."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    fig, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
-    draw(fig, axes)
-    with write(path) as f:
-        fig.savefig(f, dpi=130, format="png")
-    plt.close(fig)
-
-
-def tidy(ax, **labels):
-    ax.set(**labels)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.grid(alpha=0.3)
-
-
 def draw_one(folder, result):
     """align.png: one page a reader understands without the code."""
     s = summary(result)
@@ -246,7 +228,7 @@ def draw_one(folder, result):
             for kind, style in (("value", "o-"), ("floor", ":")):
                 ax[0, 0].plot([layer[m][kind] for layer in s["layers"]], style, color=clone.COLOURS[i], ms=4, label=name if kind == "value" else None)
         ax[0, 0].legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17))
-        tidy(ax[0, 0], xlabel="layer (0: the embedding)", ylabel="similarity", ylim=(None, 1.05), title="The same text in two languages\n(dotted: shuffled pairs, the floor)")
+        runs.tidy(ax[0, 0], xlabel="layer (0: the embedding)", ylabel="similarity", ylim=(None, 1.05), title="The same text in two languages\n(dotted: shuffled pairs, the floor)")
         kinds = ["norm1.weight", "norm1.bias", "q", "k", "v", "proj", "norm2.weight", "norm2.bias", "up", "down"]
         grid = np.array([[s["gradients"][f"blocks.{i}.{k}"]["same"] for k in kinds] for i in range(len(s["layers"]) - 1)])
         image = ax[0, 1].imshow(grid, vmin=-1, vmax=1, cmap="RdBu_r", aspect="auto")
@@ -262,14 +244,14 @@ def draw_one(folder, result):
                               label=f"{side} embedding" if kind == "cosine" else None)
         ax[1, 0].set_xscale("log")
         ax[1, 0].legend(frameon=False, fontsize=8)
-        tidy(ax[1, 0], xlabel="how often the token occurs, per million tokens", ylabel="cosine",
+        runs.tidy(ax[1, 0], xlabel="how often the token occurs, per million tokens", ylabel="cosine",
              title="A token's embedding and its clone's\n(dotted: all pairs of about that frequency, the floor)")
         words = {"same": "EN1 and other,\none text", "other": "EN1 and other,\ntwo texts", "within": "one language,\ntwo texts"}
         bars = ax[1, 1].bar(list(words.values()), [block_mean(s["gradients"], k) for k in words], color=[clone.COLOURS[1], clone.COLOURS[5], "0.7"])
         ax[1, 1].bar_label(bars, fmt="%.2f")
-        tidy(ax[1, 1], ylabel="gradient cosine, mean over blocks", title="Do the languages pull the same way?\n(right: how alike two texts of one language are)")
+        runs.tidy(ax[1, 1], ylabel="gradient cosine, mean over blocks", title="Do the languages pull the same way?\n(right: how alike two texts of one language are)")
 
-    figure(folder / "align.png", draw, 2, 2, (11, 8.5))
+    runs.figure(folder / "align.png", draw, 2, 2, (11, 8.5))
 
 
 def draw_several(path, results):
@@ -281,15 +263,15 @@ def draw_several(path, results):
                 colour, layers = clone.COLOURS[i % len(clone.COLOURS)], summary(result)["layers"]
                 panel.plot([layer[m]["value"] for layer in layers], "o-", ms=4, color=colour, label=folder.name)
                 panel.plot([layer[m]["floor"] for layer in layers], ":", color=colour)
-            tidy(panel, title=name, xlabel="layer (0: the embedding)")
+            runs.tidy(panel, title=name, xlabel="layer (0: the embedding)")
         bars = ax.flat[-1].barh([folder.name for folder, _ in results], [block_mean(summary(r)["gradients"], "same") for _, r in results],
                                 color=[clone.COLOURS[i % len(clone.COLOURS)] for i in range(len(results))])
         ax.flat[-1].bar_label(bars, fmt="%.2f")
         ax.flat[-1].margins(x=0.15)
-        tidy(ax.flat[-1], title="gradient cosine, mean over blocks")
+        runs.tidy(ax.flat[-1], title="gradient cosine, mean over blocks")
         ax.flat[0].legend(frameon=False, fontsize=8)
 
-    figure(path, draw, 2, 3, (14, 8))
+    runs.figure(path, draw, 2, 3, (14, 8))
 
 
 def main():

@@ -72,6 +72,11 @@ def windows(ids, context):
     return n
 
 
+def consecutive(text, context, n):
+    """The first n windows of a text as it stands, each of context + 1 ids, the last of which is the next one's first: [n, T + 1]."""
+    return np.stack([text[i * context:(i + 1) * context + 1] for i in range(n)])
+
+
 def make_batches(ids, table, stages, context, batch_size, steps, seed, rank=0, world=1):
     """Return batch(step) -> (ids int64 [B / world, T + 1], lang int64 [B / world]), the part of one process in the batch of one step.
 

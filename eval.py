@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+import clone
 import data
 import runs
 from bpe import encoder
@@ -64,8 +65,7 @@ def code_switch(model, text, table, first, second, context, device):
     ids only, since the plain one mostly measures whether the model has noticed the switch. gap: switched - same, 0 where all of the context
     carries across; worth: none - same, what there is to carry."""
     half = context // 2
-    n = min((len(text) - 1) // context, max(1, SWITCH_TOKENS // context))
-    base = np.stack([text[i * context:(i + 1) * context + 1] for i in range(n)])
+    base = clone.consecutive(text, context, min((len(text) - 1) // context, max(1, SWITCH_TOKENS // context)))
     rows = torch.from_numpy(np.unique(table[second])).to(device)
     result = {}
     for name, restrict in (("plain", None), ("within", rows)):

@@ -129,33 +129,46 @@ def read_log(folder, key):
     return [line for line in lines if key in line]
 
 
-def plot(folder, config):
-    """loss.png: training (thin) and validation loss of each language, and retrieval@1, against the tokens seen in all."""
+def figure(path, draw, rows, columns, size, dpi=130, **layout):
+    """Make a page of rows x columns panels, size in inches, have draw(fig, axes) fill it, and write it to path."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    fig, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **layout)
+    draw(fig, axes)
+    with write(path) as f:
+        fig.savefig(f, dpi=dpi, format="png")
+    plt.close(fig)
 
+
+def tidy(ax, **labels):
+    """Label one panel, with a light grid and no box."""
+    ax.set(**labels)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(alpha=0.3)
+
+
+def plot(folder, config):
+    """loss.png: training (thin) and validation loss of each language, and retrieval@1, against the tokens seen in all."""
     train, val = read_log(folder, "loss"), read_log(folder, "val_loss")
     pairs = list(val[-1]["retrieval@1"]) if val else []
-    fig, axes = plt.subplots(1, 1 + bool(pairs), figsize=(6 + 4 * bool(pairs), 4), squeeze=False, layout="constrained",
-                             width_ratios=[3, 2][:1 + bool(pairs)])
-    for l in range(config["languages"]):
-        colour = clone.COLOURS[l % len(clone.COLOURS)]
-        seen = [(line["tokens"] / 1e6, line["loss"][l]) for line in train if line["loss"][l] is not None]
-        axes[0, 0].plot(*zip(*seen) if seen else ([], []), color=colour, lw=0.6, alpha=0.5)
-        axes[0, 0].plot([v["tokens"] / 1e6 for v in val], [v["val_loss"][l] for v in val], "o-", ms=3, color=colour, label=f"EN{l + 1}")
-    axes[0, 0].set(xlabel="million tokens seen, of all languages", ylabel="loss, nats per token", title="thin: training text; dots: validation text")
-    axes[0, 0].legend(frameon=False)
-    for i, pair in enumerate(pairs):
-        axes[0, 1].plot([v["tokens"] / 1e6 for v in val], [v["retrieval@1"][pair] for v in val], "o-", ms=3, label=pair, color=plt.cm.viridis(i / len(pairs)))
-    if pairs:
-        axes[0, 1].set(xlabel="million tokens seen, of all languages", ylabel="retrieval@1, middle layer", ylim=(-0.03, 1.03), title="do the languages align?")
-        if len(pairs) < 7:
+    million = lambda lines: [line["tokens"] / 1e6 for line in lines]
+
+    def draw(fig, axes):
+        from matplotlib import colormaps
+        fig.suptitle(folder.name, fontsize=10)
+        for l in range(config["languages"]):
+            colour, seen = clone.COLOURS[l % len(clone.COLOURS)], [line for line in train if line["loss"][l] is not None]
+            axes[0, 0].plot(million(seen), [line["loss"][l] for line in seen], color=colour, lw=0.6, alpha=0.5)
+            axes[0, 0].plot(million(val), [v["val_loss"][l] for v in val], "o-", ms=3, color=colour, label=f"EN{l + 1}")
+        axes[0, 0].legend(frameon=False)
+        tidy(axes[0, 0], xlabel="million tokens seen, of all languages", ylabel="loss, nats per token", title="thin: training text; dots: validation text")
+        for i, pair in enumerate(pairs):
+            axes[0, 1].plot(million(val), [v["retrieval@1"][pair] for v in val], "o-", ms=3, label=pair, color=colormaps["viridis"](i / len(pairs)))
+        if pairs:
+            tidy(axes[0, 1], xlabel="million tokens seen, of all languages", ylabel="retrieval@1, middle layer", ylim=(-0.03, 1.03), title="do the languages align?")
+        if 0 < len(pairs) < 7:
             axes[0, 1].legend(frameon=False)
-    for ax in axes[0]:
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.grid(alpha=0.3)
-    fig.suptitle(folder.name, fontsize=10)
-    with write(folder / "loss.png") as f:
-        fig.savefig(f, dpi=150, format="png")
-    plt.close(fig)
+
+    panels = 1 + bool(pairs)
+    figure(folder / "loss.png", draw, 1, panels, (6 + 4 * bool(pairs), 4), dpi=150, width_ratios=[3, 2][:panels])

@@ -200,8 +200,8 @@ def main():
     if args.resume and (folder / "model.pt").exists():
         state = runs.load_checkpoint(folder, config)
         model.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizers, state["optimizers"]):
-            optimizer.load_state_dict(saved)
+        for optimizer, optimizer_state in zip(optimizers, state["optimizers"]):
+            optimizer.load_state_dict(optimizer_state)
         first, tokens = state["step"], state["tokens"]
         if rank == 0:
             sums.copy_(state["sums"])

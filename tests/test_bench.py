@@ -1,10 +1,7 @@
-import json
-
 import pytest
 import torch
 
 import bench
-import cli
 from model import GPT, SIZES
 
 
