@@ -218,6 +218,20 @@ def print_table(folder, result):
         f"{name} in layer{'s' * (len(ls) > 1)} {', '.join(map(str, ls))}" for m, name in MEASURES.items() if (ls := [i for i, layer in enumerate(s["layers"]) if layer[m]["above"]])) or "nothing"))
 
 
+def draw_gradients(fig, ax, gradients):
+    """Heat map of the gradient cosine of the two languages on one text: layer by kind of parameter."""
+    kinds = ["norm1.weight", "norm1.bias", "q", "k", "v", "proj", "norm2.weight", "norm2.bias", "up", "down"]
+    n_layer = sum(name.endswith(".up") for name in gradients)
+    grid = np.array([[gradients[f"blocks.{i}.{k}"]["same"] for k in kinds] for i in range(n_layer)])
+    image = ax.imshow(grid, vmin=-1, vmax=1, cmap="RdBu_r", aspect="auto")
+    ax.set(xticks=range(len(kinds)), yticks=range(n_layer), yticklabels=range(1, n_layer + 1), ylabel="layer",
+           title="Cosine of the two languages' gradients\n(1: what helps one helps the other)")
+    ax.set_xticklabels(kinds, rotation=45, ha="right")
+    for (i, j), v in np.ndenumerate(grid if n_layer <= 8 else np.empty((0, 0))):
+        ax.text(j, i, f"{v:.2f}", ha="center", va="center", fontsize=7, color="white" if abs(v) > 0.6 else "black")
+    fig.colorbar(image, ax=ax)
+
+
 def draw_one(folder, result):
     """align.png: one page a reader understands without the code."""
     s = summary(result)
@@ -229,15 +243,7 @@ def draw_one(folder, result):
                 ax[0, 0].plot([layer[m][kind] for layer in s["layers"]], style, color=clone.COLOURS[i], ms=4, label=name if kind == "value" else None)
         ax[0, 0].legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17))
         runs.tidy(ax[0, 0], xlabel="layer (0: the embedding)", ylabel="similarity", ylim=(None, 1.05), title="The same text in two languages\n(dotted: shuffled pairs, the floor)")
-        kinds = ["norm1.weight", "norm1.bias", "q", "k", "v", "proj", "norm2.weight", "norm2.bias", "up", "down"]
-        grid = np.array([[s["gradients"][f"blocks.{i}.{k}"]["same"] for k in kinds] for i in range(len(s["layers"]) - 1)])
-        image = ax[0, 1].imshow(grid, vmin=-1, vmax=1, cmap="RdBu_r", aspect="auto")
-        ax[0, 1].set(xticks=range(len(kinds)), yticks=range(len(grid)), yticklabels=range(1, len(grid) + 1), ylabel="layer",
-                     title="Cosine of the two languages' gradients\n(1: what helps one helps the other)")
-        ax[0, 1].set_xticklabels(kinds, rotation=45, ha="right")
-        for (i, j), v in np.ndenumerate(grid if len(grid) <= 8 else np.empty((0, 0))):
-            ax[0, 1].text(j, i, f"{v:.2f}", ha="center", va="center", fontsize=7, color="white" if abs(v) > 0.6 else "black")
-        fig.colorbar(image, ax=ax[0, 1])
+        draw_gradients(fig, ax[0, 1], s["gradients"])
         for colour, (side, e) in zip(clone.COLOURS, s["embeddings"].items()):
             for kind, style in (("cosine", "o-"), ("floor", ":")):
                 ax[1, 0].plot([b["tokens_per_million"] for b in e["by_frequency"]], [b[kind] for b in e["by_frequency"]], style, color=colour,

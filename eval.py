@@ -25,19 +25,22 @@ from model import pick_device
 
 B_RANGE = 0.01, 3.0  # of the law's exponent
 SWITCH_TOKENS = 65536  # of test text, for the code-switch test
-NOT_OF_THE_RECIPE = {"ratio", "languages", "schedule", "cloned", "steps", "seed", "size", "dtype", "corpus"}  # the corpus counts by its hash, not its name
+TUNED = "batch_size", "lr", "embedding_std"  # a monolingual run may have its own: it is what a monolingual model can reach that counts
+NOT_OF_THE_RECIPE = {"ratio", "languages", "schedule", "cloned", "steps", "seed", "size", "dtype", "corpus", *TUNED}  # the corpus counts by its hash, not its name
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Perplexity
 
 @torch.no_grad()
-def score(model, text, row, context, last_n, device):
+def score(model, text, row, context, last_n, device, most=math.inf):
     """Loss in nats of the tokens of a text in one language, float64 [len(text)]: nan for the first context - last_n + 1, which have too
     little before them; every other token is scored once, with at least context - last_n tokens of context.
 
-    row [V]: the language's ids, a row of clone.clone_table."""
+    row [V]: the language's ids, a row of clone.clone_table. most: score about that many tokens, spread evenly over the text; nan for the rest."""
     out = np.full(len(text), np.nan)
     starts = np.append(np.arange(0, len(text) - 1 - context, last_n), len(text) - 1 - context)  # the last window ends with the text
+    if len(starts) * last_n > most:
+        starts = starts[np.linspace(0, len(starts) - 1, max(1, int(most) // last_n)).astype(int)]
     for group in np.array_split(starts, math.ceil(len(starts) * context / 8192)):
         ids = torch.from_numpy(row[text[group[:, None] + np.arange(context + 1)]]).to(device)
         losses = model.token_losses(ids, last=last_n).cpu().double().numpy()
@@ -117,9 +120,9 @@ class Law:
 def fit_law(tokens, ppl, n_bootstrap=400):
     """Fit the law to complete monolingual runs: tokens [n], ppl [n]. Raises BadInput for fewer than three different numbers of tokens, or
     perplexities that do not fall with tokens."""
-    tokens, inverse = np.array(sorted(zip(tokens, 1 / np.asarray(ppl, float)))).T  # in whatever order they are given
     if len(set(tokens)) < 3:
         raise BadInput(f"a scaling law needs monolingual runs of 3 or more lengths, not {len(set(tokens))}: python train.py --languages=1 --steps=...")
+    tokens, inverse = np.array(sorted(zip(tokens, 1 / np.asarray(ppl, float)))).T  # in whatever order they are given
     a, b, c = least_squares(tokens, inverse)
     if not a > 0:
         raise BadInput("no scaling law fits: the perplexity of the monolingual runs does not fall with their tokens")
@@ -156,7 +159,7 @@ def recipe(config):
 # ---------------------------------------------------------------------------------------------------------------------
 # The command
 
-def evaluate_run(folder, config, corpus, table, model, last_n, device):
+def evaluate_run(folder, config, corpus, table, model, last_n, most, device):
     """All that eval.json holds of one run but its token efficiency."""
     text, enc = data.tokens(corpus, "test"), encoder(corpus)
     context, seen = config["context"], runs.read_log(folder, "val_loss")[-1]["tokens_seen"]
@@ -167,8 +170,8 @@ def evaluate_run(folder, config, corpus, table, model, last_n, device):
         lengths[i] = len(enc.decode_single_token_bytes(int(i))) if i != corpus["eot"] else 0
     languages = []
     for l, row in enumerate(table):
-        progress(f"{folder}: scoring EN{l + 1} of {len(table)} languages on {len(text):,} test tokens")
-        losses = score(model, text, row, context, last_n, device)
+        progress(f"{folder}: scoring EN{l + 1} of {len(table)} languages on {min(most, len(text)):,} test tokens")
+        losses = score(model, text, row, context, last_n, device, most)
         mean, error = mean_and_error(losses, text, corpus["eot"])
         kept = ~np.isnan(losses)
         languages.append({"name": f"EN{l + 1}", "tokens_seen": seen[l], "loss": mean, "loss_se": error, "ppl": math.exp(min(mean, 700)),
@@ -176,7 +179,18 @@ def evaluate_run(folder, config, corpus, table, model, last_n, device):
     pairs = [p for l in range(1, len(table)) for p in ((0, l), (l, 0))]
     switch = {f"EN{a + 1}->EN{b + 1}": code_switch(model, text, table, a, b, context, device) for a, b in pairs}
     progress("")
-    return {"checkpoint": file_sha256(folder / "model.pt"), "last_n": last_n, "languages": languages, "code_switch": switch}
+    return {"checkpoint": file_sha256(folder / "model.pt"), "last_n": last_n, "tokens": most, "languages": languages, "code_switch": switch}
+
+
+def law_points(group):
+    """[(tokens, perplexity)] of the monolingual runs among [(config, result)]: for each number of tokens, those of the setting (batch size,
+    learning rate, initial embeddings) that does best on average. A short run of large batches is short of steps as well as of tokens."""
+    by_tokens = {}
+    for config, result in group:
+        if config["languages"] == 1:
+            language, setting = result["languages"][0], tuple(config.get(key) for key in TUNED)
+            by_tokens.setdefault(language["tokens_seen"], {}).setdefault(setting, []).append(language["ppl"])
+    return [(n, ppl) for n, settings in by_tokens.items() for ppl in min(settings.values(), key=np.mean)]
 
 
 def add_efficiency(results):
@@ -187,9 +201,9 @@ def add_efficiency(results):
             language.pop(stale, None)
     for key in dict.fromkeys(recipe(config) for _, config, _ in results):
         group = [(config, result) for _, config, result in results if recipe(config) == key]
-        mono = [result["languages"][0] for config, result in group if config["languages"] == 1]
+        mono = law_points(group)
         try:
-            law = fit_law([m["tokens_seen"] for m in mono], [m["ppl"] for m in mono])
+            law = fit_law([n for n, _ in mono], [ppl for _, ppl in mono])
         except BadInput as error:
             remarks.append(f"no token efficiency for {sum(config['languages'] > 1 for config, _ in group)} of the runs: {error}")
             continue
@@ -245,6 +259,7 @@ def main():
     parser = Parser(__doc__)
     parser.positional("runs", "folders of finished runs, of one corpus")
     parser.option("--last_n", None, "positions scored at the end of each window; the fewer, the more context they have (default: a quarter of the context)", int)
+    parser.option("--tokens", 262144, "test tokens scored a language, about, in windows spread evenly over the test split; all of it if it has fewer", int)
     parser.option("--sample", False, "print a continuation of one prompt in each language, and nothing else", bool)
     parser.option("--device", "auto", "cpu, cuda or mps; auto takes the best there is")
     args, _ = parser.parse()
@@ -254,15 +269,17 @@ def main():
         last_n = args.last_n if args.last_n is not None else max(1, config["context"] // 4)
         if not 0 < last_n <= config["context"]:
             raise BadInput(f"--last_n={last_n}: expected 1 to {config['context']}, the context of {folder}")
+        if args.tokens < 1:
+            raise BadInput(f"--tokens={args.tokens}: expected 1 or more")
         if args.sample:
             print_samples(model, encoder(corpus), data.tokens(corpus, "test")[:32], table)
             continue
         try:
             result = json.loads((folder / "eval.json").read_text())
-            fresh = result["checkpoint"] == file_sha256(folder / "model.pt") and result["last_n"] == last_n
+            fresh = result["checkpoint"] == file_sha256(folder / "model.pt") and (result["last_n"], result["tokens"]) == (last_n, args.tokens)
         except (OSError, ValueError, KeyError, TypeError):
             fresh = False
-        results.append((folder, config, result if fresh else evaluate_run(folder, config, corpus, table, model, last_n, device)))
+        results.append((folder, config, result if fresh else evaluate_run(folder, config, corpus, table, model, last_n, args.tokens, device)))
     if args.sample:
         return
     remarks = add_efficiency(results)

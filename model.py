@@ -20,10 +20,10 @@ from cli import BadInput
 
 # The paper's sizes, and nano for a laptop. mini's attention (8 heads x 32) is narrower than its residual stream.
 SIZES = {
-    "nano": dict(n_layer=6, n_head=2, d_head=32, d_model=64, context=128, tied=True, vocab_size=2048, batch_size=32, steps=3000, lr=3e-3, optimizer="adam"),
-    "mini": dict(n_layer=4, n_head=8, d_head=32, d_model=512, context=512, tied=False, vocab_size=16384, batch_size=128, steps=18265, lr=6e-4, optimizer="adam"),
-    "small": dict(n_layer=12, n_head=12, d_head=64, d_model=768, context=512, tied=False, vocab_size=16384, batch_size=128, steps=18265, lr=6e-4, optimizer="adam"),
-    "medium": dict(n_layer=24, n_head=16, d_head=64, d_model=1024, context=512, tied=False, vocab_size=16384, batch_size=256, steps=18265, lr=6e-4, optimizer="adam"),
+    "nano": dict(n_layer=6, n_head=2, d_head=32, d_model=64, context=128, tied=False, embedding_std=0.001, vocab_size=512, batch_size=32, steps=4000, lr=3e-3, optimizer="adam"),
+    "mini": dict(n_layer=4, n_head=8, d_head=32, d_model=512, context=512, tied=False, embedding_std=0.02, vocab_size=16384, batch_size=128, steps=18265, lr=6e-4, optimizer="adam"),
+    "small": dict(n_layer=12, n_head=12, d_head=64, d_model=768, context=512, tied=False, embedding_std=0.02, vocab_size=16384, batch_size=128, steps=18265, lr=6e-4, optimizer="adam"),
+    "medium": dict(n_layer=24, n_head=16, d_head=64, d_model=1024, context=512, tied=False, embedding_std=0.02, vocab_size=16384, batch_size=256, steps=18265, lr=6e-4, optimizer="adam"),
 }
 
 
@@ -102,7 +102,7 @@ class Block(nn.Module):
 
 class GPT(nn.Module):
     """model(ids [B, T + 1]) -> loss of each sequence [B], in nats per token. config: vocab_size (all languages), context, n_layer, n_head,
-    d_head, d_model, tied. dtype: the type of the activations."""
+    d_head, d_model, tied, embedding_std. dtype: the type of the activations."""
 
     def __init__(self, config, dtype=torch.float32):
         super().__init__()
@@ -114,8 +114,13 @@ class GPT(nn.Module):
         self.norm = LayerNorm(d_model)
         self.unembedding = self.embedding if config["tied"] else nn.Parameter(torch.empty(vocab_size, d_model))
         for name, p in self.named_parameters():
-            if p.dim() == 2:  # layers that write to the residual stream start smaller, so that its variance does not grow with depth
-                nn.init.normal_(p, std=0.02 / math.sqrt(2 * config["n_layer"]) if name.endswith(("proj", "down")) else 0.02)
+            if p.dim() == 2:
+                std = 0.02
+                if name.endswith(("proj", "down")):  # what writes to the residual stream starts smaller, so that its variance does not grow with depth
+                    std /= math.sqrt(2 * config["n_layer"])
+                if name in ("embedding", "unembedding"):
+                    std = config["embedding_std"]
+                nn.init.normal_(p, std=std)
 
     def residual_stream(self, ids):
         """ids [B, T] -> the residual stream after the embedding and after every layer: n_layer + 1 tensors [B, T, D]."""

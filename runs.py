@@ -16,7 +16,7 @@ from cli import BadInput, write
 from model import GPT
 
 NOT_OF_THE_RUN = {"run", "resume", "device", "micro_batch", "compile"}  # options that may differ when a run goes on
-MODEL = ("n_layer", "n_head", "d_head", "d_model", "context", "tied")
+MODEL = ("n_layer", "n_head", "d_head", "d_model", "context", "tied", "embedding_std")
 
 
 def check_new(name):

@@ -45,6 +45,8 @@ def options():
     o("--d_model", None, f"width of the residual stream {by_size('d_model')}", int)
     o("--context", None, f"T, tokens of a sequence {by_size('context')}", int)
     o("--tied", None, f"whether input and output embeddings are one matrix {by_size('tied')}", bool)
+    o("--embedding_std", None, "standard deviation of the initial input and output embeddings; where it is small, no language starts with a geometry of its own "
+      f"{by_size('embedding_std')}", float)
     o("--steps", None, f"optimiser steps {by_size('steps')}", int)
     o("--batch_size", None, f"sequences a step, of all processes together {by_size('batch_size')}", int)
     o("--micro_batch", None, "sequences a forward pass; fewer need less memory, the gradient is the same (default: the whole batch of a process)", int)
@@ -63,7 +65,7 @@ def options():
 def make_config(args, given):
     """The config of a new run: presets, overridden by what was given. Raises BadInput."""
     config = SIZES[args.size] | {k: v for k, v in vars(args).items() if k not in runs.NOT_OF_THE_RUN and v is not None}
-    for name in ("n_layer", "n_head", "d_model", "context", "steps", "batch_size", "lr", "micro_batch"):
+    for name in ("n_layer", "n_head", "d_model", "context", "steps", "batch_size", "lr", "micro_batch", "embedding_std"):
         value = getattr(args, name)
         if value is not None and not 0 < value < math.inf:
             raise BadInput(f"--{name}={value}: expected more than 0")

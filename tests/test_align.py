@@ -11,7 +11,7 @@ from model import GPT
 
 CPU = torch.device("cpu")
 V, T = 200, 32
-CONFIG = dict(vocab_size=2 * V, context=T, n_layer=3, n_head=2, d_head=8, d_model=32)
+CONFIG = dict(vocab_size=2 * V, context=T, n_layer=3, n_head=2, d_head=8, d_model=32, embedding_std=0.02)
 TABLE = clone.clone_table(V, 2, V - 1)
 TEXT = np.stack([np.random.default_rng(t).permutation(V - 1)[:80] for t in range(T + 1)], axis=1)  # no token twice in a position: no two states alike
 

@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 def bigram_model(probabilities, context):
     """A GPT without layers whose next-token distribution after token i is exactly probabilities[i]: a planted answer."""
     V = len(probabilities)
-    model = GPT(dict(vocab_size=V, context=context, n_layer=0, n_head=1, d_head=1, d_model=V, tied=False))
+    model = GPT(dict(vocab_size=V, context=context, n_layer=0, n_head=1, d_head=1, d_model=V, tied=False, embedding_std=0.02))
     with torch.no_grad():
         model.embedding.copy_(torch.eye(V))
         model.position.zero_()
@@ -41,7 +41,7 @@ def chain(probabilities, n, seed=0):
 @pytest.mark.parametrize("context, last_n, length", [(16, 4, 500), (16, 5, 500), (16, 16, 101), (16, 1, 17), (12, 7, 32)])
 def test_every_token_is_scored_once_in_its_right_context(context, last_n, length):
     torch.manual_seed(0)
-    model = GPT(dict(vocab_size=30, context=context, n_layer=1, n_head=2, d_head=4, d_model=8, tied=True))
+    model = GPT(dict(vocab_size=30, context=context, n_layer=1, n_head=2, d_head=4, d_model=8, tied=True, embedding_std=0.02))
     text = np.random.default_rng(0).integers(0, 30, length).astype(np.uint16)
     seen = []
     model.token_losses, whole = (lambda ids, last: seen.append(ids[:, -last:].shape) or whole(ids, last=last)), model.token_losses
@@ -57,7 +57,7 @@ def test_every_token_is_scored_once_in_its_right_context(context, last_n, length
 
 
 def test_the_perplexity_of_a_uniform_model_is_the_number_of_ids():
-    model = GPT(dict(vocab_size=50, context=8, n_layer=2, n_head=1, d_head=4, d_model=8, tied=False))
+    model = GPT(dict(vocab_size=50, context=8, n_layer=2, n_head=1, d_head=4, d_model=8, tied=False, embedding_std=0.02))
     with torch.no_grad():
         model.unembedding.zero_()
     text = np.random.default_rng(0).integers(0, 50, 300)
@@ -137,6 +137,9 @@ def test_the_two_rows_of_the_paper_that_three_points_do_not_give_to_5_percent():
 
 
 def test_too_few_runs_or_none_that_learn_are_refused():
+    for n in range(3):
+        with pytest.raises(BadInput, match=f"3 or more lengths, not {n}"):
+            eval_.fit_law([1e6, 2e6][:n], [31, 20][:n])
     with pytest.raises(BadInput, match="3 or more lengths, not 2"):
         eval_.fit_law([1e6, 1e6, 2e6], [30, 31, 20])
     with pytest.raises(BadInput, match="does not fall"):
@@ -147,7 +150,7 @@ def test_too_few_runs_or_none_that_learn_are_refused():
 
 def test_copied_rows_carry_all_of_the_context_and_strangers_none():
     torch.manual_seed(0)
-    config = dict(vocab_size=60, context=16, n_layer=2, n_head=2, d_head=8, d_model=16, tied=False)
+    config = dict(vocab_size=60, context=16, n_layer=2, n_head=2, d_head=8, d_model=16, tied=False, embedding_std=0.02)
     table = clone.clone_table(30, 2, eot=29)
     text = np.random.default_rng(0).integers(0, 29, 3000)
     model = GPT(config)
@@ -219,12 +222,24 @@ def test_runs_that_follow_no_power_law_are_remarked_on():
         assert any("at the edge of its range" in remark for remark in eval_.add_efficiency(runs_)) == edge
 
 
+def test_the_law_is_of_the_best_monolingual_setting_at_each_number_of_tokens():
+    mono = lambda n, ppl, **setting: ({"languages": 1, "batch_size": 32, "lr": 1e-3, **setting}, {"languages": [{"tokens_seen": n, "ppl": ppl}]})
+    group = [mono(1e6, 50.0), mono(1e6, 30.0, batch_size=8), mono(1e6, 31.0, batch_size=8), mono(1e6, 29.0, batch_size=4), mono(1e6, 33.0, batch_size=4),
+             mono(2e6, 20.0), mono(2e6, 25.0, lr=1e-2), ({"languages": 2}, {"languages": [{"tokens_seen": 2e6, "ppl": 1.0}]})]
+    assert sorted(eval_.law_points(group)) == [(1e6, 30.0), (1e6, 31.0), (2e6, 20.0)]
+    law = lambda n: 1 / (0.06 - 1.7 * n**-0.23)
+    runs_ = [(None, config, result) for n in (1e7, 3e7, 1e8, 3e8) for config, result in (mono(n, law(n), batch_size=8), mono(n, 2 * law(n)))]
+    eval_.add_efficiency(runs_)
+    assert [r["languages"][0]["teff"] for _, c, r in runs_ if c["batch_size"] == 8] == pytest.approx([1] * 4) and all(r["languages"][0]["teff"] < 0.5 for _, c, r in runs_ if c["batch_size"] == 32)
+
+
 def test_without_monolingual_runs_there_is_no_efficiency_and_it_is_said(work, monkeypatch, capsys):
     monkeypatch.chdir(work)
-    monkeypatch.setattr("sys.argv", ["eval.py", "both", "mono30"])
-    eval_.main()
-    assert "no token efficiency for 1 of the runs: a scaling law needs monolingual runs of 3 or more lengths, not 1" in capsys.readouterr().out
-    assert "teff" not in json.loads((work / "runs/both/eval.json").read_text())["languages"][0]
+    for others in ([], ["mono30"]):
+        monkeypatch.setattr("sys.argv", ["eval.py", "both", *others])
+        eval_.main()
+        assert f"no token efficiency for 1 of the runs: a scaling law needs monolingual runs of 3 or more lengths, not {len(others)}" in capsys.readouterr().out
+        assert "teff" not in json.loads((work / "runs/both/eval.json").read_text())["languages"][0]
 
 
 def test_samples_are_text_in_each_language(work, monkeypatch, capsys):
@@ -241,6 +256,7 @@ def test_samples_are_text_in_each_language(work, monkeypatch, capsys):
     (["runs/both", "runs/other"], "is of another corpus (others) than runs/both (books)"),
     (["runs/both", "--last_n=99"], "expected 1 to 16"),
     (["runs/both", "--last_n=0"], "expected 1 to 16"),
+    (["runs/both", "--tokens=0"], "expected 1 or more"),
     (["runs/unfinished"], "still training"),
     (["runs/empty"], "has no checkpoint yet"),
 ])

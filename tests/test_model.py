@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from model import GPT, SIZES, ChunkedCrossEntropy, attention
 
-TINY = dict(vocab_size=60, context=16, n_layer=3, n_head=2, d_head=8, d_model=24, tied=False)
+TINY = dict(vocab_size=60, context=16, n_layer=3, n_head=2, d_head=8, d_model=24, tied=False, embedding_std=0.02)
 
 
 def make(seed=0, dtype=torch.float32, **changes):

@@ -207,7 +207,7 @@ def test_evaluation_scores_every_language_on_the_same_text(prepared):
     import clone
     from model import GPT
     torch.manual_seed(0)
-    model = GPT(dict(vocab_size=60, context=16, n_layer=2, n_head=2, d_head=8, d_model=16, tied=True))
+    model = GPT(dict(vocab_size=60, context=16, n_layer=2, n_head=2, d_head=8, d_model=16, tied=True, embedding_std=0.02))
     with torch.no_grad():
         model.embedding[30:] = model.embedding[:30]
     text = np.random.default_rng(0).integers(0, 29, 400).astype(np.uint16)

@@ -1,0 +1,229 @@
+"""The tables and figures of reproduce.py: from the JSON of finished runs to Markdown and PNG.
+
+found, everywhere: {run: [what its JSON holds, one for each seed]}. Every number is the mean over seeds ± one standard deviation; in figures
+a bar. EN1 and EN2 have their colours everywhere; in the ten-language runs "EN2" is the mean of the nine others.
+"""
+from typing import Callable, NamedTuple
+
+import numpy as np
+
+import align
+import clone
+import eval as eval_
+import runs
+from cli import write
+from model import SIZES
+
+RATIOS = (0.99, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
+PERCENT = (5, 10, 20, 50, 100, 200)  # of 1x: the monolingual points
+# What the paper found at 85M parameters and 1.197e9 tokens: PPL and TEff of EN1, of EN2
+PAPER = {"ratio0.9": (22.46, 32.81, 1.00, 2.08), "ratio0.5": (26.13, 26.14, 0.89, 0.89), "schedule0.9,0.1": (26.53, 24.44, 0.83, 1.18),
+         "schedule1,0": (9e10, 31.39, 0.05, 0.47), "ratio0.6": (24.97, 27.63), "ratio0.7": (23.95, 29.65), "ratio0.9-3x": (19.03, 22.27), "ratio0.5-3x": (22.17, 22.17)}
+PAPER_COSINE = {"ratio0.5": [.55, .79, .83, .88, .85, .83, .78, .66, .56, .46, .25, -.21], "ratio0.9": [.86, .93, .96, .96, .96, .96, .96, .95, .94, .90, .67, .11]}
+PAPER_GRADIENT = {"ratio0.5": 0.07, "ratio0.9": 0.53}
+EN = (("EN1", clone.COLOURS[0]), ("EN2", clone.COLOURS[1]))
+MIXES = (("ratio0.9", "o-", clone.COLOURS[2]), ("ratio0.5", "s--", clone.COLOURS[3]))
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tables
+
+def of(result, which, key):
+    """A number of eval.json, of EN1 or the mean over the others ("EN2"); None where there is none."""
+    values = [x.get(key) for x in result["eval"]["languages"][slice(0, 1) if which == "EN1" else slice(1, None)]]
+    return None if not values or None in values else float(np.mean(values))
+
+
+def stat(values, form=".2f"):
+    """Mean and standard deviation over seeds, as text."""
+    if not values or None in values:
+        return "-"
+    return format(np.mean(values), form) + (f" ± {format(np.std(values, ddof=1), form.lstrip('+'))}" if len(values) > 1 else "")
+
+
+def markdown(head, rows):
+    return "\n".join(["| " + " | ".join(map(str, row)) + " |" for row in (head, ["---"] * len(head), *rows)]) + "\n"
+
+
+def perplexities(found, names):
+    """Tokens, perplexity and token efficiency of each language, beside the paper's where it has the run."""
+    rows, paper = [], any(name in PAPER for name in names)
+    for name in names:
+        for i, which in enumerate(("EN1", "EN2")[:found[name][0]["config"]["languages"]]):
+            column = lambda key, form: stat([of(r, which, key) for r in found[name]], form)
+            more = found[name][0]["config"]["languages"] > 2 and i
+            theirs = [PAPER[name][j] if len(PAPER.get(name, ())) > j else "" for j in (i, 2 + i)] if paper else []
+            rows.append([name if i == 0 else "", "the nine others" if more else which, stat([of(r, which, "tokens_seen") / 1e6 for r in found[name]][:1]),
+                         column("ppl", ".2f"), column("teff", ".2f"), *theirs, len(found[name]) if i == 0 else ""])
+    return markdown(["run", "language", "tokens, M", "perplexity", "TEff"] + ["paper: PPL", "paper: TEff"] * paper + ["seeds"], rows)
+
+
+def costs(found, names):
+    """EN1's perplexity against a monolingual model of the same EN1 tokens, and against one of all the run's tokens."""
+    whole = stat([of(r, "EN1", "ppl") for r in found["mono100"]])
+    rows = []
+    for name in names:
+        extra = [of(r, "EN1", "ppl") / of(r, "EN1", "mlpe") - 1 if of(r, "EN1", "mlpe") else None for r in found[name]]
+        rows.append([name, *(stat([of(r, "EN1", key) / scale for r in found[name]]) if key != "mlpe" else stat([of(r, "EN1", key) for r in found[name]])
+                             for key, scale in (("tokens_seen", 1e6), ("ppl", 1), ("mlpe", 1))), stat(extra, "+.1%"), whole,
+                     stat([of(r, "EN2", "teff") for r in found[name]])])
+    return markdown(["run", "EN1 tokens, M", "EN1 perplexity", "monolingual, the same EN1 tokens", "cost to EN1", "monolingual, all the run's tokens", "what EN2 gets: TEff"], rows)
+
+
+def alignments(found, names):
+    """Each measure by layer, with its floor; and the gradient cosine."""
+    rows = []
+    for layer in range(len(found[names[0]][0]["align"]["layers"])):
+        cells = []
+        for m in ("cosine", "centred", "cka", "there"):
+            for name in names:
+                values = [r["align"]["layers"][layer][m] for r in found[name]]
+                cells.append(f"{stat([v['value'] for v in values])} ({np.mean([v['floor'] for v in values]):.2f})")
+        rows.append([layer, *cells])
+    text = markdown(["layer", *(f"{words}, {name}" for words in ("cosine", "centred cosine", "linear CKA", "retrieval@1") for name in names)], rows)
+    text += "\nIn brackets the floor: shuffled pairs. Layer 0 is the embedding.\n\nGradient cosine of the two languages on one text, mean over the tensors of the blocks: "
+    text += "; ".join(f"{name} {stat([align.block_mean(r['align']['gradients'], 'same') for r in found[name]])} (paper: {PAPER_GRADIENT[name]})" for name in names)
+    text += ".\n\nThe paper's cosine, layers 1 to 12: " + "; ".join(f"{name} {' '.join(f'{v:.2f}' for v in PAPER_COSINE[name])}" for name in names) + "."
+    gap = lambda r: r["eval"]["code_switch"]["EN1->EN2"]["within"]["gap"]
+    text += "\n\nCode-switch gap within EN2 after a first half in EN1, nats (0: all context carries across): " + "; ".join(
+        f"{name} {stat([gap(r) for r in found[name]], '.3f')}" for name in names) + ".\n"
+    return text
+
+
+def similarities(found, names):
+    """Cosine of a token's embedding and its clone's by ratio."""
+    sides = list(found[names[0]][0]["align"]["embeddings"])
+    cell = lambda name, side, key: stat([r["align"]["embeddings"][side][key] for r in found[name]], ".3f")
+    return markdown(["run", *(f"{side} embedding{words}" for side in sides for words in ("", ", shuffled"))],
+                    [[name, *(cell(name, side, key) for side in sides for key in ("value", "floor"))] for name in names])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Figures: EN1 and EN2 in their colours everywhere; bars are one standard deviation over seeds
+
+def points(ax, x, values, **style):
+    """A line through the means of values, a list of seeds for each x, with bars of one standard deviation."""
+    kept = [(a, [w for w in v if w is not None]) for a, v in zip(x, values) if any(w is not None for w in v)]
+    ax.errorbar([a for a, _ in kept], [np.mean(v) for _, v in kept], [np.std(v, ddof=1) if len(v) > 1 else 0 for _, v in kept], capsize=3, ms=5, **style)
+
+
+def draw_law(ax, found):
+    """The monolingual runs and the law through them."""
+    mono = [r["eval"]["languages"][0] for p in PERCENT for r in found[f"mono{p}"]]
+    law = eval_.fit_law([m["tokens_seen"] for m in mono], [m["ppl"] for m in mono])
+    n = np.geomspace(law.smallest * 0.8, law.largest * 1.2, 200)
+    ax.plot(n / 1e6, [law.ppl(v) for v in n], color="0.6", lw=1, label="monolingual law")
+    ax.plot([m["tokens_seen"] / 1e6 for m in mono], [m["ppl"] for m in mono], "x", color="0.4", ms=5, label="monolingual runs")
+
+
+def draw_ratio(fig, axes, found):
+    names = [f"ratio{r}" for r in RATIOS]
+    draw_law(axes[0, 0], found)
+    for which, colour in EN:
+        tokens = [of(found[n][0], which, "tokens_seen") / 1e6 for n in names]
+        points(axes[0, 0], tokens, [[of(r, which, "ppl") for r in found[n]] for n in names], fmt="o", color=colour, label=which)
+        for n, x in zip(names, tokens):
+            axes[0, 0].annotate(n.removeprefix("ratio"), (x, np.mean([of(r, which, "ppl") for r in found[n]])), xytext=(4, 5), textcoords="offset points", fontsize=7)
+        points(axes[0, 1], RATIOS, [[of(r, which, "teff") for r in found[n]] for n in names], fmt="o-", color=colour, label=which)
+    axes[0, 0].set_xscale("log")
+    axes[0, 0].set_yscale("log")
+    axes[0, 1].axhline(1, color="0.6", lw=1)
+    runs.tidy(axes[0, 0], xlabel="million tokens seen in the language", ylabel="test perplexity", title="Each language against monolingual models\n(numbers: share of EN1)")
+    runs.tidy(axes[0, 1], xlabel="share of EN1", ylabel="token efficiency", title="TEff: above 1, something crossed over")
+
+
+def draw_alignment(fig, axes, found):
+    for ax, (m, words) in zip(axes.flat, align.MEASURES.items()):
+        for n, style, colour in MIXES:
+            layers = range(len(found[n][0]["align"]["layers"]))
+            for kind, line in (("value", style), ("floor", ":")):
+                points(ax, layers, [[r["align"]["layers"][i][m][kind] for r in found[n]] for i in layers], fmt=line, color=colour, label=n if kind == "value" else None)
+        runs.tidy(ax, xlabel="layer (0: the embedding)", title=words + "\n(dotted: shuffled pairs, the floor)")
+    for ax, (n, _, _) in zip(axes.flat[len(align.MEASURES):], MIXES):
+        align.draw_gradients(fig, ax, {k: {"same": np.mean([r["align"]["gradients"][k]["same"] for r in found[n]])} for k in found[n][0]["align"]["gradients"]})
+        ax.set_title(f"{n}: cosine of the two\nlanguages' gradients")
+    axes.flat[-1].axis("off")
+
+
+def draw_embeddings(fig, axes, found):
+    names = [f"ratio{r}" for r in RATIOS]
+    for colour, side in zip(clone.COLOURS[2:], found[names[0]][0]["align"]["embeddings"]):
+        for kind, style in (("value", "o-"), ("floor", ":")):
+            points(axes[0, 0], [1 - r for r in RATIOS], [[x["align"]["embeddings"][side][kind] for x in found[n]] for n in names], fmt=style, color=colour,
+                   label=f"{side} embedding" if kind == "value" else None)
+        for n, style, _ in MIXES:
+            bins = [[b["cosine"] for b in r["align"]["embeddings"][side]["by_frequency"]] for r in found[n]]
+            points(axes[0, 1], [b["tokens_per_million"] for b in found[n][0]["align"]["embeddings"][side]["by_frequency"]], list(zip(*bins)), fmt=style, color=colour, label=f"{side}, {n}")
+    axes[0, 1].set_xscale("log")
+    runs.tidy(axes[0, 0], xlabel="share of EN2", ylabel="cosine", title="A token's embedding and its clone's\n(dotted: shuffled, the floor)")
+    runs.tidy(axes[0, 1], xlabel="how often the token occurs, per million tokens", ylabel="cosine", title="The same, by frequency")
+
+
+def lines(groups, x, xlabel):
+    """Draw test perplexity, left, and token efficiency, right, against x: for each of groups (words, style, runs), EN1 and EN2."""
+    def draw(fig, axes, found):
+        for ax, key, ylabel in zip(axes.flat, ("ppl", "teff"), ("test perplexity", "token efficiency")):
+            for words, style, names in groups:
+                for which, colour in EN:
+                    points(ax, x, [[of(r, which, key) for r in found[n]] for n in names], fmt=style, color=colour, label=f"{which}, {words}")
+            runs.tidy(ax, xlabel=xlabel, ylabel=ylabel)
+    return draw
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The report
+
+class Table(NamedTuple):
+    title: str
+    runs: list  # that it shows
+    needs: list  # other runs that it is made from
+    text: Callable = perplexities  # (found, runs) -> Markdown
+    draw: Callable | None = None  # (fig, axes, found), with axes of rows x columns panels, size in inches
+    panels: tuple = (1, 2, (11, 4.5))
+
+
+def tables(scale):
+    """{name: Table} of a scale, in the order in which they are made."""
+    d = SIZES[scale]["d_model"]
+    law, mixes, ratios, anchors = [f"mono{p}" for p in PERCENT], [n for n, _, _ in MIXES], [f"ratio{r}" for r in RATIOS], [f"anchors{p}" for p in (20, 40, 60, 80, 100)]
+    longer = {n: [n + x for x in ("", "-2x", "-3x")] for n in mixes}
+    wide = {n: [f"{n}-wide{d // 2}", n, f"{n}-wide{d * 2}"] for n in mixes}
+    by_mix = lambda of_mix: [(n, style, of_mix[n]) for n, style, _ in MIXES]
+    return {
+        "main": Table("Imbalanced against balanced", mixes + law, []),
+        "alignment": Table("Are the two languages represented alike?", mixes, [], alignments, draw_alignment, (2, 4, (16, 8))),
+        "ratio": Table("Ratio sweep, to the extreme split", ratios, law, draw=draw_ratio),
+        "cost": Table("What imbalance costs the dominant language", ratios, law, costs),
+        "embeddings": Table("A token's embedding and its clone's", ratios, [], similarities, draw_embeddings),
+        "longer": Table("Longer training", [n for pair in zip(*longer.values()) for n in pair], law, draw=lines(by_mix(longer), (1, 2, 3), "training tokens, times 1x")),
+        "languages": Table("Ten languages", ["ten-hub", "ten-even"], law),
+        "schedule": Table("Language schedules", ["schedule0.9,0.1", "schedule1,0", "ratio0.5"], law),
+        "anchors": Table("Anchor points: a part of the vocabulary shared, at 50/50", ["ratio0.5", *anchors], law,
+                         draw=lines([("50/50", "o-", ["ratio0.5", *anchors])], range(0, 101, 20), "anchor points, % of the vocabulary")),
+        "size": Table("Model size", [n for pair in zip(*wide.values()) for n in pair], law + [f"mono{p}-wide{w}" for w in (d // 2, d * 2) for p in (10, 50, 100)],
+                      draw=lines(by_mix(wide), (d // 2, d, d * 2), "d_model, the width of the residual stream"))}
+
+
+def write_report(out, scale, found, changed):
+    """README.md with every table whose runs are there, and the figures of those that the run `changed` is part of (None: of all)."""
+    text = [f"# {scale}, {out.name}: what was measured\n", "Made by `reproduce.py`; each run's command, configuration and numbers are in its JSON beside this page. "
+            "Perplexity is on the test split; ± is one standard deviation over seeds. 1x is "
+            f"{SIZES[scale]['steps']:,} steps; TEff is against the law 1/PPL = c - a n^-b fitted to the monolingual runs of all seeds.\n"]
+    for name, table in tables(scale).items():
+        needed = table.runs + table.needs
+        missing = [n for n in needed if n not in found]
+        if missing:
+            text.append(f"## {table.title}\n\nNot there yet: {len(missing)} of its {len(needed)} runs are missing. `python reproduce.py --tables={name}`\n")
+            continue
+        text.append(f"## {table.title}\n\n{table.text(found, table.runs)}")
+        if table.draw:
+            if changed is None or changed in needed or not (out / f"{name}.png").exists():
+                runs.figure(out / f"{name}.png", lambda fig, axes: (table.draw(fig, axes, found), legends(axes)), *table.panels)
+            text.append(f"![{table.title}]({name}.png)\n")
+    with write(out / "README.md") as f:
+        f.write("\n".join(text).encode())
+
+
+def legends(axes):
+    for ax in axes.flat:
+        if ax.get_legend_handles_labels()[0]:
+            ax.legend(frameon=False, fontsize=8)
