@@ -80,20 +80,23 @@ def against_floor(value, floors):
 def layer_similarity(model, base, row_a, row_b, device, say=lambda share: None):
     """Each measure of MEASURES against its floor, for each layer, of one text in two languages: [{measure: against_floor(...)}].
 
-    base [n, T]: ids of the text as tokenised; row_a, row_b [V]: the ids of the two languages."""
+    base [n, T]: ids of the text as tokenised; row_a, row_b [V]: the ids of the two languages. Positions of anchor points are left out: their
+    states are alike by construction."""
     exact = "cpu" if device.type == "mps" else device  # MPS has no float64
     n_layers, T = len(model.blocks) + 1, base.shape[1]
     ckas, kept = [StreamingCKA() for _ in range(n_layers)], [([], []) for _ in range(n_layers)]
     rng, per_batch = torch.Generator().manual_seed(0), max(1, 4096 // T)
     whole = set(np.linspace(0, len(base) - 1, -(-STATES // T)).astype(int).tolist())  # windows whose states are kept
+    cloned = torch.from_numpy(clone.cloned_positions(base, row_a, row_b)).to(exact)
     for i in range(0, len(base), per_batch):
         streams = [[x.to(exact) for x in model.residual_stream(torch.from_numpy(row[base[i:i + per_batch]]).to(device))] for row in (row_a, row_b)]
-        orders = [torch.randperm(streams[0][0].shape[:2].numel(), generator=rng).to(exact) for _ in range(SHUFFLES)]
+        mask = cloned[i:i + per_batch]
+        orders = [torch.randperm(int(mask.sum()), generator=rng).to(exact) for _ in range(SHUFFLES)]
         chosen = [j for j in range(len(streams[0][0])) if i + j in whole]
         for layer, (a, b) in enumerate(zip(*streams)):
-            ckas[layer].add(a.flatten(0, 1), b.flatten(0, 1), orders)
+            ckas[layer].add(a[mask], b[mask], orders)
             for states, x in zip(kept[layer], (a, b)):
-                states.append(x[chosen].flatten(0, 1).float())
+                states.append(x[chosen][mask[chosen]].float())
         say(min(1, (i + per_batch) / len(base)))
     result = []
     for cka, states in zip(ckas, kept):

@@ -64,6 +64,12 @@ def clone_table(vocab_size, languages, eot, cloned=1.0, seed=0):
     return table
 
 
+def cloned_positions(base, row_a, row_b):
+    """Where a text base [...] has tokens whose ids differ between two languages (rows of clone_table), bool [...]; everywhere if none do."""
+    differ = (row_a != row_b)[base]
+    return differ if differ.any() else ~differ
+
+
 def windows(ids, context):
     """How many windows of context + 1 ids an epoch has: one fewer may fit than the text holds, so that every epoch can start elsewhere."""
     n = (len(ids) - context) // (context + 1)
@@ -149,12 +155,12 @@ def main():
     print(f"next: python train.py --ratio={args.ratio or 0.9}")
 
 
-def add_options(parser):
-    """The options that say which languages there are and how much of each."""
+def add_options(parser, cloned=1.0, default=""):
+    """The options that say which languages there are and how much of each; default: what to say of a default that depends."""
     parser.option("--ratio", None, "share of sequences in the main language, 0 to 1, the rest split evenly; or one share a language, "
                   "e.g. 0.5,0.3,0.2 (default: even shares)")
     parser.option("--languages", None, "N, how many languages: 1 is monolingual (default: 2, or as many as --ratio names)", int)
-    parser.option("--cloned", 1.0, "fraction of the vocabulary that is cloned, 0 to 1; the rest are anchor points, shared by all languages", float)
+    parser.option("--cloned", cloned, f"fraction of the vocabulary that is cloned, 0 to 1; the rest are anchor points, shared by all languages{default}", float)
     parser.option("--schedule", None, "the main language's share in each of several equal stages of the run, e.g. 0.9,0.1 (default: --ratio throughout)")
 
 

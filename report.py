@@ -15,6 +15,7 @@ from cli import write
 from model import SIZES
 
 RATIOS = (0.99, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
+ANCHORS = (0, 2, 10, 20, 50, 100)  # % of the vocabulary
 PERCENT = (5, 10, 20, 50, 100, 200)  # of 1x: the monolingual points
 # What the paper found at 85M parameters and 1.197e9 tokens: PPL and TEff of EN1, of EN2
 PAPER = {"ratio0.9": (22.46, 32.81, 1.00, 2.08), "ratio0.5": (26.13, 26.14, 0.89, 0.89), "schedule0.9,0.1": (26.53, 24.44, 0.83, 1.18),
@@ -184,7 +185,7 @@ class Table(NamedTuple):
 def tables(scale):
     """{name: Table} of a scale, in the order in which they are made."""
     d = SIZES[scale]["d_model"]
-    law, mixes, ratios, anchors = [f"mono{p}" for p in PERCENT], [n for n, _, _ in MIXES], [f"ratio{r}" for r in RATIOS], [f"anchors{p}" for p in (20, 40, 60, 80, 100)]
+    law, mixes, ratios, anchors = [f"mono{p}" for p in PERCENT], [n for n, _, _ in MIXES], [f"ratio{r}" for r in RATIOS], {n: [f"anchors{p}-{n}" for p in ANCHORS] for n in (m for m, _, _ in MIXES)}
     longer = {n: [n + x for x in ("", "-2x", "-3x")] for n in mixes}
     wide = {n: [f"{n}-wide{d // 2}", n, f"{n}-wide{d * 2}"] for n in mixes}
     by_mix = lambda of_mix: [(n, style, of_mix[n]) for n, style, _ in MIXES]
@@ -197,8 +198,8 @@ def tables(scale):
         "longer": Table("Longer training", [n for pair in zip(*longer.values()) for n in pair], law, draw=lines(by_mix(longer), (1, 2, 3), "training tokens, times 1x")),
         "languages": Table("Ten languages", ["ten-hub", "ten-even"], law),
         "schedule": Table("Language schedules", ["schedule0.9,0.1", "schedule1,0", "ratio0.5"], law),
-        "anchors": Table("Anchor points: a part of the vocabulary shared, at 50/50", ["ratio0.5", *anchors], law,
-                         draw=lines([("50/50", "o-", ["ratio0.5", *anchors])], range(0, 101, 20), "anchor points, % of the vocabulary")),
+        "anchors": Table("Anchor points: a part of the vocabulary shared", [n for pair in zip(*anchors.values()) for n in pair], law,
+                         draw=lines(by_mix(anchors), ANCHORS, "anchor points, % of the vocabulary")),
         "size": Table("Model size", [n for pair in zip(*wide.values()) for n in pair], law + [f"mono{p}-wide{w}" for w in (d // 2, d * 2) for p in (10, 50, 100)],
                       draw=lines(by_mix(wide), (d // 2, d, d * 2), "d_model, the width of the residual stream"))}
 

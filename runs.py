@@ -5,6 +5,7 @@ later eval.json, align.json and align.png.
 """
 import itertools
 import json
+import os
 import re
 from pathlib import Path
 
@@ -45,6 +46,21 @@ def new_folder(name, given):
             check_new(name)
             if empty(folder):
                 return folder
+
+
+def lock(folder):
+    """Keep every other process from training this run for as long as the returned file descriptor is open: to the end of the process, killed
+    or not. Raises BadInput if one does already."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BadInput(f"{folder} is being trained by another process: let that one finish, or stop it first")
+    return descriptor
 
 
 def read_config(folder):

@@ -35,11 +35,11 @@ RETRIEVAL_STATES = 1024
 
 def options():
     parser = Parser(__doc__)
-    clone.add_options(parser)
+    by_size = lambda key: "(default: by --size: " + ", ".join(f"{name} {str(s[key]).lower()}" for name, s in SIZES.items()) + ")"
+    clone.add_options(parser, cloned=None, default=" " + by_size("cloned"))
     data.add_options(parser, vocab_size=None)
     o = parser.option
     o("--size", "nano", "model size, and the defaults that go with it; nano is for a CPU, the others are the paper's", choices=list(SIZES))
-    by_size = lambda key: "(default: by --size: " + ", ".join(f"{name} {str(s[key]).lower()}" for name, s in SIZES.items()) + ")"
     o("--n_layer", None, f"layers {by_size('n_layer')}", int)
     o("--n_head", None, f"attention heads a layer {by_size('n_head')}; each is d_model / n_head wide, but for mini's 32", int)
     o("--d_model", None, f"width of the residual stream {by_size('d_model')}", int)
@@ -90,16 +90,15 @@ def make_config(args, given):
 @torch.no_grad()
 def evaluate(model, text, table, context, device):
     """Mean loss in nats per token of each language [N] on one and the same text, in windows of the context, and retrieval@1 of the middle
-    layer for each pair of languages {"EN1-EN2": share}."""
+    layer, at positions of cloned tokens, for each pair of languages {"EN1-EN2": share}."""
     n = min(clone.windows(text, context), max(1, EVAL_TOKENS // context))
     base = np.stack([text[i:i + context + 1] for i in np.linspace(0, len(text) - context - 1, n).astype(int)])
+    some = base[:max(1, RETRIEVAL_STATES // context), :-1]
+    cloned = clone.cloned_positions(some, table[0], table[-1])
     losses, states = [], []
     for row in table:
-        ids = torch.from_numpy(row[base]).to(device)
-        size = max(1, 4096 // context)
-        losses.append(torch.cat([model(part) for part in ids.split(size)]).mean().item())
-        some = ids[:max(1, RETRIEVAL_STATES // context), :-1]
-        states.append(model.residual_stream(some)[len(model.blocks) // 2].flatten(0, 1)[:RETRIEVAL_STATES].float())
+        losses.append(torch.cat([model(part) for part in torch.from_numpy(row[base]).to(device).split(max(1, 4096 // context))]).mean().item())
+        states.append(model.residual_stream(torch.from_numpy(row[some]).to(device))[len(model.blocks) // 2][cloned].float()[:RETRIEVAL_STATES])
     pairs = [(a, b) for b in range(len(table)) for a in range(b)]
     return losses, {f"EN{a + 1}-EN{b + 1}": align.retrieval_at_1(states[a], states[b]) for a, b in pairs}
 
@@ -192,6 +191,7 @@ def main():
         if rank == 0:
             folder = runs.new_folder(args.run, given)
             write_json(folder / "config.json", config)
+    held = runs.lock(folder) if rank == 0 else None
 
     # the model and its optimisers, as they start or as they were
     torch.manual_seed(config["seed"])

@@ -131,6 +131,17 @@ def test_states_of_the_last_layer_are_the_models_own():
     assert last["cosine"]["value"] == pytest.approx(align.cosine(a, b), abs=0.02)  # of all states, where the measure keeps a sample
 
 
+def test_anchor_points_do_not_count_as_alignment():
+    model, table = planted("stranger"), clone.clone_table(V, 2, V - 1, cloned=0.5)
+    text = TEXT[:, :-1]
+    layers = align.layer_similarity(model, text, *table, CPU)
+    assert abs(layers[0]["centred"]["value"]) < 0.1
+    a, b = (model.residual_stream(torch.from_numpy(row[text]))[0].flatten(0, 1) for row in table)
+    assert align.cosine(align.centre(a), align.centre(b)) > 0.3  # with the anchors' positions, half of all
+    everywhere = align.layer_similarity(model, text, *clone.clone_table(V, 2, V - 1, cloned=0.0), CPU)
+    assert everywhere[0]["centred"]["value"] == pytest.approx(1)  # all are anchors: nothing to leave out
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_gradients_of_a_copy_are_the_same_and_a_strangers_are_not(tied):
     copy = align.gradient_similarity(planted("copy", tied), TEXT, *TABLE, CPU)
@@ -179,7 +190,7 @@ def test_anchor_points_are_left_out():
 def work(tmp_path_factory):
     here = tmp_path_factory.mktemp("align")
     write_corpus(here / "books")
-    for options in (["--ratio=0.6", "--run=a"], ["--ratio=0.4,0.3,0.3", "--tied=false", "--run=b"], ["--languages=1", "--run=mono"]):
+    for options in (["--ratio=0.6", "--tied=true", "--run=a"], ["--ratio=0.4,0.3,0.3", "--tied=false", "--run=b"], ["--languages=1", "--run=mono"]):
         process = script(here, "train.py", "--corpus=books", "--vocab_size=300", "--n_layer=2", "--d_model=16", "--context=16", "--batch_size=8", "--steps=40", *options)
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0, out + err

@@ -133,3 +133,12 @@ def test_sampling_follows_the_model():
         model.norm.bias.fill_(1.0)
         model.unembedding[7] = 10.0  # one id is all there is
     assert model.sample(torch.tensor([1]), 5).tolist() == [1, 7, 7, 7, 7, 7]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_every_matrix_starts_at_its_own_scale(tied):
+    torch.manual_seed(0)
+    model = GPT(TINY | dict(vocab_size=2000, d_model=64, d_head=32, embedding_std=0.003, tied=tied))
+    std = {name: p.std().item() for name, p in model.named_parameters() if p.dim() == 2}
+    expected = {name: 0.003 if name.endswith("embedding") else 0.02 / math.sqrt(6) if name.endswith(("proj", "down")) else 0.02 for name in std}
+    assert std == pytest.approx(expected, rel=0.07) and ("unembedding" in std) != tied

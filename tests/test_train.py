@@ -15,7 +15,7 @@ from conftest import ROOT, fails, listing, script
 import runs
 import train
 
-TINY = ["--corpus=books", "--vocab_size=300", "--n_layer=2", "--n_head=2", "--d_model=16", "--context=16", "--batch_size=8", "--optimizer=adam"]
+TINY = ["--corpus=books", "--vocab_size=300", "--n_layer=2", "--n_head=2", "--d_model=16", "--context=16", "--batch_size=8", "--optimizer=adam", "--tied=true", "--embedding_std=0.02"]
 
 
 def finish(process, code=0):
@@ -133,6 +133,18 @@ def test_ctrl_c_saves_and_says_how_to_resume(prepared, uninterrupted):
     assert 0 < torch.load(folder / "model.pt", weights_only=True)["step"] < 200
     finish(script(prepared, "train.py", "--run=interrupted", "--resume"))
     assert history(folder) == history(uninterrupted)
+
+
+def test_one_process_at_a_time_trains_a_run(prepared, uninterrupted):
+    first = script(prepared, "train.py", *LONG, "--run=held")
+    wait_for((prepared / "runs/held/log.jsonl").exists, first)
+    first.send_signal(signal.SIGSTOP)  # so that it is there for certain
+    second = script(prepared, "train.py", "--run=held", "--resume")
+    _, err = second.communicate(timeout=120)
+    assert second.returncode == 2 and "is being trained by another process" in err and err.count("\n") == 1
+    first.send_signal(signal.SIGCONT)
+    finish(first)
+    assert history(prepared / "runs/held") == history(uninterrupted)
 
 
 def test_a_finished_run_resumed_stays_as_it_is(prepared, uninterrupted):
