@@ -23,7 +23,7 @@ BPE_TEXT = 256 << 20  # bytes of training text that the merges are learned from
 FORMAT = 1  # raise it whenever the same text would give other ids, and old caches are rebuilt
 
 
-def prepare(corpus="docs", vocab_size=2048, tokenizer="bpe"):
+def prepare(corpus="docs", vocab_size=512, tokenizer="bpe"):
     """Return the manifest (a dict) of a prepared corpus, made now unless a whole and undamaged one is there already.
 
     corpus: comma-separated names, paths or addresses. vocab_size: ids of one language, end-of-text included; a tokenizer of tiktoken's own
@@ -189,7 +189,7 @@ def main():
     print(f"in {manifest['folder']}; next: python clone.py --corpus={args.corpus}")
 
 
-def add_options(parser, vocab_size=2048):
+def add_options(parser, vocab_size=512):
     """The three options that every script which reads a corpus has."""
     parser.option("--corpus", "docs", "what to train on: docs (docstrings of the installed packages, no network), eltec-eng, eltec-fra, "
                   "100_english_novels (downloaded once), a path (.txt, TEI .xml, .zip, .gz, .xz or a folder), a URL, or several, comma-separated")

@@ -84,10 +84,13 @@ def alignments(found, names):
     text += "\nIn brackets the floor: shuffled pairs. Layer 0 is the embedding.\n\nGradient cosine of the two languages on one text, mean over the tensors of the blocks: "
     text += "; ".join(f"{name} {stat([align.block_mean(r['align']['gradients'], 'same') for r in found[name]])} (paper: {PAPER_GRADIENT[name]})" for name in names)
     text += ".\n\nThe paper's cosine, layers 1 to 12: " + "; ".join(f"{name} {' '.join(f'{v:.2f}' for v in PAPER_COSINE[name])}" for name in names) + "."
-    gap = lambda r: r["eval"]["code_switch"]["EN1->EN2"]["within"]["gap"]
     text += "\n\nCode-switch gap within EN2 after a first half in EN1, nats (0: all context carries across): " + "; ".join(
-        f"{name} {stat([gap(r) for r in found[name]], '.3f')}" for name in names) + ".\n"
+        f"{name} {stat([switch_gap(r) for r in found[name]], '.3f')}" for name in names) + ".\n"
     return text
+
+
+def switch_gap(result):
+    return result["eval"]["code_switch"]["EN1->EN2"]["within"]["gap"]
 
 
 def similarities(found, names):
@@ -123,12 +126,16 @@ def draw_ratio(fig, axes, found):
         tokens = [of(found[n][0], which, "tokens_seen") / 1e6 for n in names]
         points(axes[0, 0], tokens, [[of(r, which, "ppl") for r in found[n]] for n in names], fmt="o", color=colour, label=which)
         for n, x in zip(names, tokens):
-            axes[0, 0].annotate(n.removeprefix("ratio"), (x, np.mean([of(r, which, "ppl") for r in found[n]])), xytext=(4, 5), textcoords="offset points", fontsize=7)
+            if which == "EN2":
+                axes[0, 0].annotate(n.removeprefix("ratio"), (x, np.mean([of(r, which, "ppl") for r in found[n]])), xytext=(4, 5), textcoords="offset points", fontsize=7)
         points(axes[0, 1], RATIOS, [[of(r, which, "teff") for r in found[n]] for n in names], fmt="o-", color=colour, label=which)
     axes[0, 0].set_xscale("log")
     axes[0, 0].set_yscale("log")
+    axes[0, 0].xaxis.set_major_formatter("{x:g}")
+    axes[0, 0].yaxis.set_major_formatter("{x:g}")
+    axes[0, 0].yaxis.set_minor_formatter("{x:g}")
     axes[0, 1].axhline(1, color="0.6", lw=1)
-    runs.tidy(axes[0, 0], xlabel="million tokens seen in the language", ylabel="test perplexity", title="Each language against monolingual models\n(numbers: share of EN1)")
+    runs.tidy(axes[0, 0], xlabel="million tokens seen in the language", ylabel="test perplexity", title="Each language against monolingual models\n(orange numbers: share of EN1)")
     runs.tidy(axes[0, 1], xlabel="share of EN1", ylabel="token efficiency", title="TEff: above 1, something crossed over")
 
 
@@ -142,7 +149,10 @@ def draw_alignment(fig, axes, found):
     for ax, (n, _, _) in zip(axes.flat[len(align.MEASURES):], MIXES):
         align.draw_gradients(fig, ax, {k: {"same": np.mean([r["align"]["gradients"][k]["same"] for r in found[n]])} for k in found[n][0]["align"]["gradients"]})
         ax.set_title(f"{n}: cosine of the two\nlanguages' gradients")
-    axes.flat[-1].axis("off")
+    for x, (n, _, colour) in enumerate(MIXES):
+        points(axes.flat[-1], [x], [[switch_gap(r) for r in found[n]]], fmt="o", color=colour)
+    runs.tidy(axes.flat[-1], ylabel="nats", xlim=(-0.5, 1.5), ylim=(0, None), title="Code-switch gap in EN2 after EN1\n(0: all context carries across)")
+    axes.flat[-1].set_xticks(range(len(MIXES)), [n for n, _, _ in MIXES])
 
 
 def draw_embeddings(fig, axes, found):
@@ -205,10 +215,11 @@ def tables(scale):
 
 
 def write_report(out, scale, found, changed):
-    """README.md with every table whose runs are there, and the figures of those that the run `changed` is part of (None: of all)."""
+    """README.md with every table whose runs are there (found: {run: {seed: JSON}}), and the figures of those that the run `changed` is part of (None: of all)."""
     text = [f"# {scale}, {out.name}: what was measured\n", "Made by `reproduce.py`; each run's command, configuration and numbers are in its JSON beside this page. "
             "Perplexity is on the test split; ± is one standard deviation over seeds. 1x is "
             f"{SIZES[scale]['steps']:,} steps; TEff is against the law 1/PPL = c - a n^-b fitted to the monolingual runs of all seeds.\n"]
+    found = {name: list(by_seed.values()) for name, by_seed in found.items()}
     for name, table in tables(scale).items():
         needed = table.runs + table.needs
         missing = [n for n in needed if n not in found]

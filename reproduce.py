@@ -102,22 +102,25 @@ def label(corpus):
     return re.sub(r"[^\w.-]+", "_", "+".join(Path(part).stem for part in corpus.split(",")))
 
 
-def read(out, seeds):
-    """{run: [the JSON of each finished seed]}, with token efficiency from the monolingual law of all seeds together."""
-    found = {}
+def read(out, scale, seeds):
+    """{run: {seed: its JSON}} of the finished runs of the first seeds, with token efficiency from the monolingual law of all of them together.
+    A JSON of another configuration than the grid now has does not count."""
+    found, options = {}, grid(scale)
     for path in sorted(out.glob("*.seed*.json")):
         name, _, seed = path.stem.rpartition(".seed")
-        if int(seed) < seeds:
-            found.setdefault(name, []).append(json.loads(path.read_text()))
-    eval_.add_efficiency([(None, r["config"], r["eval"]) for results in found.values() for r in results])
+        result = json.loads(path.read_text())
+        wanted = SIZES[scale] | options.get(name, {})
+        if name in options and int(seed) < seeds and all(str(result["config"][k]) == str(v) for k, v in wanted.items() if k != "d_head"):
+            found.setdefault(name, {})[int(seed)] = result
+    eval_.add_efficiency([(None, r["config"], r["eval"]) for by_seed in found.values() for r in by_seed.values()])
     return found
 
 
-def plan(scale, names, seeds, out):
+def plan(scale, names, seeds, found):
     """The runs still to do, [(name, seed)]: the main table for all seeds first, then seed by seed, so that stopping early leaves the most."""
     first = set(report.tables(scale)["main"].runs)
     todo = sorted(((name, seed) for seed in range(seeds) for name in names), key=lambda x: (x[0] not in first, x[1]))
-    return [(name, seed) for name, seed in todo if not (out / f"{name}.seed{seed}.json").exists()]
+    return [(name, seed) for name, seed in todo if seed not in found.get(name, {})]
 
 
 def flops_per_second(scale, device):
@@ -149,14 +152,15 @@ def main():
     out = Path("results") / args.scale / label(args.corpus)
     options, device = grid(args.scale), pick_device("auto")
     needs = {table: known[table].runs + known[table].needs for table in known}
-    todo = plan(args.scale, dict.fromkeys(name for table in chosen for name in needs[table]), args.seeds, out)
+    found = read(out, args.scale, args.seeds)
+    todo = plan(args.scale, dict.fromkeys(name for table in chosen for name in needs[table]), args.seeds, found)
     speed = flops_per_second(args.scale, device) if todo else 1
     seconds = lambda todo: sum(cost(args.scale, options[name]) for name, _ in todo) / speed
 
     if args.list:
         for table in chosen:
             print(f"{table:11} {known[table].title}")
-            left = [x for x in plan(args.scale, needs[table], args.seeds, out)]
+            left = plan(args.scale, needs[table], args.seeds, found)
             print(f"{'':11} {', '.join(needs[table])}\n{'':11} {len(needs[table]) * args.seeds - len(left)} of {len(needs[table]) * args.seeds} runs finished"
                   + f", {hours(seconds(left))} left" * bool(left))
     print(f"{args.scale} on {args.corpus}, {args.seeds} seed{'s' * (args.seeds > 1)}: {len(todo)} run{'s' * (len(todo) != 1)} to do, about {hours(seconds(todo))} of training at this machine's speed; "
@@ -165,7 +169,7 @@ def main():
         return
 
     out.mkdir(parents=True, exist_ok=True)
-    report.write_report(out, args.scale, read(out, args.seeds), None)
+    report.write_report(out, args.scale, found, None)
     threads = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // args.jobs))} if args.jobs > 1 else {}
     running, failed, start, total = set(), [], time.time(), seconds(todo)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -179,19 +183,20 @@ def main():
                     failed.append(f"{name} seed {seed}: {wrong}")
                     print(f"FAILED {failed[-1]}", flush=True)
                     continue
-                found = read(out, args.seeds)
+                found = read(out, args.scale, args.seeds)
                 left = seconds(futures.values())
                 rest = (time.time() - start) * left / (total - left)
-                languages = "  ".join(f"{x['name']} {x['ppl']:.2f}" for x in found[name][-1]["eval"]["languages"][:3])
+                languages = "  ".join(f"{x['name']} {x['ppl']:.2f}" for x in found[name][seed]["eval"]["languages"][:3])
                 print(f"{name} seed {seed}: test perplexity {languages}; {len(futures)} run{'s' * (len(futures) != 1)} to do, {hours(rest)}", flush=True)
                 report.write_report(out, args.scale, found, name)
         except KeyboardInterrupt:
+            print("interrupted: the same command goes on where this one stopped", flush=True)
+            sys.exit(130)
+        finally:
             for future in futures:
                 future.cancel()
             for process in list(running):
                 process.terminate()  # train.py saves, and goes on from there next time
-            print("interrupted: the same command goes on where this one stopped", flush=True)
-            sys.exit(130)
     print(f"\n{out / 'README.md'} has the tables and figures.")
     if failed:
         print("failed, and left out:\n  " + "\n  ".join(failed))
