@@ -93,6 +93,15 @@ def test_shares_and_stages_hold_in_the_long_run():
     assert not (lang == 0).any()  # a share of 0 is none at all
 
 
+def test_the_language_is_drawn_for_each_sequence_by_itself():
+    batch = batches(batch_size=64)
+    drawn = np.array([batch(step)[1] for step in range(400)])
+    assert drawn.sum(1).std() == pytest.approx((64 * 0.9 * 0.1) ** 0.5, rel=0.15)  # binomial; of one draw a batch it would be 19
+    assert abs(np.corrcoef(drawn[:, 0], drawn[:, 1])[0, 1]) < 0.2 and abs(np.corrcoef(drawn[:-1, 0], drawn[1:, 0])[0, 1]) < 0.2
+    batch = clone.make_batches(np.zeros(20000, np.uint16), clone.clone_table(50, 2, 49), np.array([[0.5, 0.5]]), 9, 64, 400, seed=0)
+    assert {tuple(np.unique(row)) for row in batch(0)[0]} == {(0,), (50,)}  # a sequence is in one language from end to end
+
+
 def test_the_language_says_nothing_about_the_text():
     V = 51
     text = np.random.default_rng(0).zipf(1.5, 400_000).clip(max=V - 1) - 1
