@@ -102,15 +102,15 @@ def label(corpus):
     return re.sub(r"[^\w.-]+", "_", "+".join(Path(part).stem for part in corpus.split(",")))
 
 
-def read(out, scale, seeds):
-    """{run: {seed: its JSON}} of the finished runs of the first seeds, with token efficiency from the monolingual law of all of them together.
+def read(out, scale):
+    """{run: {seed: its JSON}} of all finished runs, with token efficiency from the monolingual law of all of them together.
     A JSON of another configuration than the grid now has does not count."""
     found, options = {}, grid(scale)
     for path in sorted(out.glob("*.seed*.json")):
         name, _, seed = path.stem.rpartition(".seed")
         result = json.loads(path.read_text())
         wanted = SIZES[scale] | options.get(name, {})
-        if name in options and int(seed) < seeds and all(str(result["config"][k]) == str(v) for k, v in wanted.items() if k != "d_head"):
+        if name in options and all(str(result["config"][k]) == str(v) for k, v in wanted.items() if k != "d_head"):
             found.setdefault(name, {})[int(seed)] = result
     eval_.add_efficiency([(None, r["config"], r["eval"]) for by_seed in found.values() for r in by_seed.values()])
     return found
@@ -152,7 +152,7 @@ def main():
     out = Path("results") / args.scale / label(args.corpus)
     options, device = grid(args.scale), pick_device("auto")
     needs = {table: known[table].runs + known[table].needs for table in known}
-    found = read(out, args.scale, args.seeds)
+    found = read(out, args.scale)
     todo = plan(args.scale, dict.fromkeys(name for table in chosen for name in needs[table]), args.seeds, found)
     speed = flops_per_second(args.scale, device) if todo else 1
     seconds = lambda todo: sum(cost(args.scale, options[name]) for name, _ in todo) / speed
@@ -183,7 +183,7 @@ def main():
                     failed.append(f"{name} seed {seed}: {wrong}")
                     print(f"FAILED {failed[-1]}", flush=True)
                     continue
-                found = read(out, args.scale, args.seeds)
+                found = read(out, args.scale)
                 left = seconds(futures.values())
                 rest = (time.time() - start) * left / (total - left)
                 languages = "  ".join(f"{x['name']} {x['ppl']:.2f}" for x in found[name][seed]["eval"]["languages"][:3])

@@ -73,7 +73,7 @@ def test_the_cost_of_a_run_follows_its_tokens_and_its_vocabulary():
 def test_planted_efficiency_comes_out_in_the_tables(tmp_path):
     out, grid = tmp_path / "results", reproduce.grid("nano")
     plant(out, "nano", grid, seeds=3, teff=lambda name, language: 2.0 if name == "ratio0.9" and language else 0.9 if name == "ratio0.5" else 1.0, jitter=1e-5)
-    found = {name: list(by_seed.values()) for name, by_seed in reproduce.read(out, "nano", 3).items()}
+    found = {name: list(by_seed.values()) for name, by_seed in reproduce.read(out, "nano").items()}
     text = report.perplexities(found, ["ratio0.9", "ratio0.5", "mono100"])
     one, two = rows(text, "ratio0.9")
     assert float(one[4].split()[0]) == pytest.approx(1, abs=0.01) and float(two[4].split()[0]) == pytest.approx(2, abs=0.02)
@@ -89,12 +89,12 @@ def test_planted_efficiency_comes_out_in_the_tables(tmp_path):
 def test_a_table_is_there_as_soon_as_its_runs_are(tmp_path):
     out = tmp_path / "results"
     plant(out, "nano", ["ratio0.9", "ratio0.5"], seeds=1)
-    report.write_report(out, "nano", reproduce.read(out, "nano", 1), None)
+    report.write_report(out, "nano", reproduce.read(out, "nano"), None)
     text = (out / "README.md").read_text()
     assert "| 6 | 0.50 (0.00)" in text and (out / "alignment.png").exists() and not (out / "ratio.png").exists()
     assert text.count("Not there yet") == len(report.tables("nano")) - 1 and "6 of its 8 runs are missing" in text
     plant(out, "nano", reproduce.grid("nano"), seeds=2)
-    report.write_report(out, "nano", reproduce.read(out, "nano", 2), "ratio0.9")
+    report.write_report(out, "nano", reproduce.read(out, "nano"), "ratio0.9")
     text = (out / "README.md").read_text()
     assert "Not there yet" not in text and "0.51 ± 0.01" in text
     assert all((out / f"{name}.png").read_bytes()[:4] == b"\x89PNG" for name, table in report.tables("nano").items() if table.draw)
@@ -110,7 +110,7 @@ def test_the_order_leaves_the_most_when_it_is_stopped_early(tmp_path):
     plant(tmp_path, "nano", ["ratio0.9", "mono100", "ten-hub"], seeds=2)
     changed = tmp_path / "mono100.seed0.json"
     changed.write_text(json.dumps(json.loads(changed.read_text()) | {"config": json.loads(changed.read_text())["config"] | {"lr": 1.0}}))
-    left = reproduce.plan("nano", names, 2, reproduce.read(tmp_path, "nano", 2))
+    left = reproduce.plan("nano", names, 2, reproduce.read(tmp_path, "nano"))
     assert set(todo) - set(left) == {("ratio0.9", 0), ("ratio0.9", 1), ("mono100", 1), ("ten-hub", 0), ("ten-hub", 1)}  # not the one of another configuration
 
 
