@@ -151,6 +151,16 @@ def least_squares(n, y):
     return float(-slope[best] * scale**b), float(b), float(y.mean() - slope[best] * x[best].mean())
 
 
+def interpolate(points, ppl=None, n=None):
+    """MLTE of a perplexity, or MLPE of n tokens, by no law: 1 / PPL is taken to be linear in log tokens between the neighbouring ones of
+    points, [(tokens, perplexity)]. None outside their range."""
+    tokens = np.array(sorted({t for t, _ in points}))
+    inverse = np.maximum.accumulate([np.mean([1 / p for t, p in points if t == n_]) for n_ in tokens])
+    if ppl is not None:
+        return float(np.exp(np.interp(1 / ppl, inverse, np.log(tokens)))) if inverse[0] <= 1 / ppl <= inverse[-1] else None
+    return float(1 / np.interp(np.log(n), np.log(tokens), inverse)) if tokens[0] <= n <= tokens[-1] else None
+
+
 def recipe(config):
     """What a monolingual run must share with another for its law to apply: corpus, tokeniser, model, optimiser; as a string."""
     return json.dumps({k: v for k, v in config.items() if k not in NOT_OF_THE_RECIPE}, sort_keys=True)
@@ -197,7 +207,7 @@ def add_efficiency(results):
     """Add mlpe, mlte, teff, its interval and whether it is extrapolated to each language of [(folder, config, result)]; return the remarks."""
     remarks = []
     for language in (language for _, _, result in results for language in result["languages"]):
-        for stale in ("mlpe", "mlte", "teff", "teff_interval", "extrapolated"):
+        for stale in ("mlpe", "mlte", "teff", "teff_interval", "extrapolated", "mlpe_interpolated", "teff_interpolated"):
             language.pop(stale, None)
     for key in dict.fromkeys(recipe(config) for _, config, _ in results):
         group = [(config, result) for _, config, result in results if recipe(config) == key]
@@ -208,18 +218,19 @@ def add_efficiency(results):
             remarks.append(f"no token efficiency for {sum(config['languages'] > 1 for config, _ in group)} of the runs: {error}")
             continue
         remarks.append(f"monolingual law: 1/PPL = {law.c:.4g} - {law.a:.4g} n^-{law.b:.3f}, from {len(mono)} runs of {law.smallest:,.0f} to {law.largest:,.0f} tokens"
-                       + "; b is at the edge of its range: they follow no power law yet, so take TEff for a rough guide" * (not B_RANGE[0] * 1.01 < law.b < B_RANGE[1] * 0.99))
+                       + "; b is at the edge of its range: they follow no power law yet, and TEff interpolated between the runs is the better guide" * (not B_RANGE[0] * 1.01 < law.b < B_RANGE[1] * 0.99))
         for language in (language for _, result in group for language in result["languages"] if language["tokens_seen"]):
             n, ppl = language["tokens_seen"], language["ppl"]
-            interval = law.interval(ppl)
+            interval, between = law.interval(ppl), interpolate(mono, ppl=ppl)
             finite = lambda value: value if math.isfinite(value) else None  # JSON has no infinity
             language |= {"mlpe": finite(law.ppl(n)), "mlte": finite(law.tokens(ppl)), "teff": finite(law.tokens(ppl) / n),
-                         "teff_interval": interval and [finite(v / n) for v in interval], "extrapolated": bool(law.extrapolated(ppl))}
+                         "teff_interval": interval and [finite(v / n) for v in interval], "extrapolated": bool(law.extrapolated(ppl)),
+                         "mlpe_interpolated": interpolate(mono, n=n), "teff_interpolated": between and between / n}
     return remarks
 
 
 def print_table(results):
-    print(f"\n{'run':28} {'':5}{'tokens seen':>13}{'perplexity':>12}{'± se':>8}{'bits/byte':>11}{'MLPE':>9}{'MLTE':>13}{'TEff':>7}  95 % interval")
+    print(f"\n{'run':28} {'':5}{'tokens seen':>13}{'perplexity':>12}{'± se':>8}{'bits/byte':>11}{'MLPE':>9}{'MLTE':>13}{'TEff':>7}{'interpolated':>14}  95 % interval of the law")
     for folder, _, result in results:
         for i, x in enumerate(result["languages"]):
             line = f"{folder.name[:28] if i == 0 else '':28} {x['name']:5}{x['tokens_seen']:13,}{x['ppl']:12,.2f}"
@@ -227,7 +238,8 @@ def print_table(results):
             line += f"{x['bits_per_byte']:11.3f}"
             if "teff" in x:
                 show = lambda value, form: format(value, form) if value is not None else "never"
-                line += f"{show(x['mlpe'], '.2f'):>9}{show(x['mlte'], ',.0f'):>13}{show(x['teff'], '.2f'):>7}  "
+                line += f"{show(x['mlpe'], '.2f'):>9}{show(x['mlte'], ',.0f'):>13}{show(x['teff'], '.2f'):>7}"
+                line += f"{x['teff_interpolated'] or math.nan:14.2f}  ".replace("nan", "  -")
                 line += " to ".join(show(v, ".2f") for v in x["teff_interval"]) if x["teff_interval"] else "-"
                 line += "  extrapolated" * x["extrapolated"]
             print(line)

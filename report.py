@@ -54,8 +54,8 @@ def perplexities(found, names):
             more = found[name][0]["config"]["languages"] > 2 and i
             theirs = [PAPER[name][j] if len(PAPER.get(name, ())) > j else "" for j in (i, 2 + i)] if paper else []
             rows.append([name if i == 0 else "", "the nine others" if more else which, stat([of(r, which, "tokens_seen") / 1e6 for r in found[name]][:1]),
-                         column("ppl", ".2f"), column("teff", ".2f"), *theirs, len(found[name]) if i == 0 else ""])
-    return markdown(["run", "language", "tokens, M", "perplexity", "TEff"] + ["paper: PPL", "paper: TEff"] * paper + ["seeds"], rows)
+                         column("ppl", ".2f"), column("teff_interpolated", ".2f"), column("teff", ".2f"), *theirs, len(found[name]) if i == 0 else ""])
+    return markdown(["run", "language", "tokens, M", "perplexity", "TEff, interpolated", "TEff, law"] + ["paper: PPL", "paper: TEff"] * paper + ["seeds"], rows)
 
 
 def costs(found, names):
@@ -63,10 +63,10 @@ def costs(found, names):
     whole = stat([of(r, "EN1", "ppl") for r in found["mono100"]])
     rows = []
     for name in names:
-        extra = [of(r, "EN1", "ppl") / of(r, "EN1", "mlpe") - 1 if of(r, "EN1", "mlpe") else None for r in found[name]]
-        rows.append([name, *(stat([of(r, "EN1", key) / scale for r in found[name]]) if key != "mlpe" else stat([of(r, "EN1", key) for r in found[name]])
-                             for key, scale in (("tokens_seen", 1e6), ("ppl", 1), ("mlpe", 1))), stat(extra, "+.1%"), whole,
-                     stat([of(r, "EN2", "teff") for r in found[name]])])
+        column = lambda which, key, form=".2f": stat([of(r, which, key) for r in found[name]], form)
+        extra = [of(r, "EN1", "ppl") / of(r, "EN1", "mlpe_interpolated") - 1 for r in found[name]]
+        rows.append([name, stat([of(found[name][0], "EN1", "tokens_seen") / 1e6]), column("EN1", "ppl"), column("EN1", "mlpe_interpolated"), stat(extra, "+.1%"), whole,
+                     column("EN2", "teff_interpolated")])
     return markdown(["run", "EN1 tokens, M", "EN1 perplexity", "monolingual, the same EN1 tokens", "cost to EN1", "monolingual, all the run's tokens", "what EN2 gets: TEff"], rows)
 
 
@@ -128,7 +128,7 @@ def draw_ratio(fig, axes, found):
         for n, x in zip(names, tokens):
             if which == "EN2":
                 axes[0, 0].annotate(n.removeprefix("ratio"), (x, np.mean([of(r, which, "ppl") for r in found[n]])), xytext=(4, 5), textcoords="offset points", fontsize=7)
-        points(axes[0, 1], RATIOS, [[of(r, which, "teff") for r in found[n]] for n in names], fmt="o-", color=colour, label=which)
+        points(axes[0, 1], RATIOS, [[of(r, which, "teff_interpolated") for r in found[n]] for n in names], fmt="o-", color=colour, label=which)
     axes[0, 0].set_xscale("log")
     axes[0, 0].set_yscale("log")
     axes[0, 0].xaxis.set_major_formatter("{x:g}")
@@ -172,7 +172,7 @@ def draw_embeddings(fig, axes, found):
 def lines(groups, x, xlabel):
     """Draw test perplexity, left, and token efficiency, right, against x: for each of groups (words, style, runs), EN1 and EN2."""
     def draw(fig, axes, found):
-        for ax, key, ylabel in zip(axes.flat, ("ppl", "teff"), ("test perplexity", "token efficiency")):
+        for ax, key, ylabel in zip(axes.flat, ("ppl", "teff_interpolated"), ("test perplexity", "token efficiency")):
             for words, style, names in groups:
                 for which, colour in EN:
                     points(ax, x, [[of(r, which, key) for r in found[n]] for n in names], fmt=style, color=colour, label=f"{which}, {words}")

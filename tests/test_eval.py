@@ -136,6 +136,17 @@ def test_the_two_rows_of_the_paper_that_three_points_do_not_give_to_5_percent():
     assert english.tokens(9e10) / 0.5 == pytest.approx(0.05, abs=0.01) and english.extrapolated(9e10)
 
 
+def test_interpolation_between_the_monolingual_runs():
+    points = [(1e6, 50), (4e6, 25), (4e6, 25), (8e6, 20)]
+    assert [eval_.interpolate(points, ppl) for ppl in (50, 25, 20)] == pytest.approx([1e6, 4e6, 8e6])
+    assert eval_.interpolate(points, 1 / 0.03) == pytest.approx(2e6)  # half-way in 1 / PPL, half-way in log tokens
+    assert eval_.interpolate(points, 51) is None and eval_.interpolate(points, 19) is None and eval_.interpolate(points, n=9e6) is None
+    assert [eval_.interpolate(points, n=n) for n in (1e6, 2e6, 4e6)] == pytest.approx([50, 1 / 0.03, 25])
+    law = lambda n: 1 / (0.06 - 1.7 * n**-0.23)
+    dense = [(n, law(n)) for n in np.geomspace(1e7, 1e9, 40)]
+    assert eval_.interpolate(dense, law(7e7)) == pytest.approx(7e7, rel=0.01)
+
+
 def test_too_few_runs_or_none_that_learn_are_refused():
     for n in range(3):
         with pytest.raises(BadInput, match=f"3 or more lengths, not {n}"):

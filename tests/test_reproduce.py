@@ -76,13 +76,14 @@ def test_planted_efficiency_comes_out_in_the_tables(tmp_path):
     found = {name: list(by_seed.values()) for name, by_seed in reproduce.read(out, "nano").items()}
     text = report.perplexities(found, ["ratio0.9", "ratio0.5", "mono100"])
     one, two = rows(text, "ratio0.9")
-    assert float(one[4].split()[0]) == pytest.approx(1, abs=0.01) and float(two[4].split()[0]) == pytest.approx(2, abs=0.02)
-    assert (one[5], one[6], two[5], two[6]) == ("22.46", "1.0", "32.81", "2.08") and one[7] == "3" and "±" in one[3]
-    assert [float(row[4].split()[0]) for row in rows(text, "ratio0.5")] == pytest.approx([0.9, 0.9], abs=0.01)
-    assert rows(report.costs(found, ["ratio0.9"]), "ratio0.9")[0][4] in ("+0.0% ± 0.0%", "-0.0% ± 0.0%")  # TEff 1: no cost
+    assert float(one[5].split()[0]) == pytest.approx(1, abs=0.01) and float(two[5].split()[0]) == pytest.approx(2, abs=0.02)
+    assert float(one[4].split()[0]) == pytest.approx(1, abs=0.05) and float(two[4].split()[0]) == pytest.approx(2, abs=0.1)  # between few points
+    assert (one[6], one[7], two[6], two[7]) == ("22.46", "1.0", "32.81", "2.08") and one[8] == "3" and "±" in one[3]
+    assert [float(row[5].split()[0]) for row in rows(text, "ratio0.5")] == pytest.approx([0.9, 0.9], abs=0.01)
+    assert rows(report.costs(found, ["ratio0.9"]), "ratio0.9")[0][4].startswith(("+0.", "-0."))  # TEff 1: no cost, but for the curve between two points
     costly = float(rows(report.costs(found, ["ratio0.5"]), "ratio0.5")[0][4].split("%")[0])
     n = found["ratio0.5"][0]["eval"]["languages"][0]["tokens_seen"]
-    assert costly == pytest.approx(100 * (LAW(0.9 * n) / LAW(n) - 1), abs=0.06)
+    assert costly == pytest.approx(100 * (LAW(0.9 * n) / LAW(n) - 1), abs=0.5)
     assert report.stat([1.0, 2.0, 3.0]) == "2.00 ± 1.00" and report.stat([1.5]) == "1.50" and report.stat([1.0, None]) == "-"
 
 
