@@ -189,11 +189,11 @@ def main():
     print(f"in {manifest['folder']}; next: python clone.py --corpus={args.corpus}")
 
 
-def add_options(parser, vocab_size=512):
-    """The three options that every script which reads a corpus has."""
+def add_options(parser, vocab_size=512, default=""):
+    """The three options that every script which reads a corpus has; default: what to say of a vocab_size that depends."""
     parser.option("--corpus", "docs", "what to train on: docs (docstrings of the installed packages, no network), eltec-eng, eltec-fra, "
                   "100_english_novels (downloaded once), a path (.txt, TEI .xml, .zip, .gz, .xz or a folder), a URL, or several, comma-separated")
-    parser.option("--vocab_size", vocab_size, "V, ids of one language, the 256 bytes and end-of-text included; 257 is plain bytes", int)
+    parser.option("--vocab_size", vocab_size, f"V, ids of one language, the 256 bytes and end-of-text included; 257 is plain bytes{default}", int)
     parser.option("--tokenizer", "bpe", "bpe, learned from the corpus, or one of tiktoken's own, e.g. gpt2 (downloaded once)")
 
 

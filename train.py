@@ -1,6 +1,6 @@
 """Train one transformer on several clones of one language, and watch how well it learns each.
 
-    python train.py --ratio=0.9                           # 90 % EN1, 10 % EN2: about 5 minutes on 2 CPU cores
+    python train.py --ratio=0.9                           # 90 % EN1, 10 % EN2: about 4 minutes on 2 CPU cores
     python train.py --ratio=0.5 --run=balanced            # the contrast
     python train.py --languages=1 --steps=500             # monolingual
     python train.py --run=balanced --resume               # go on where a killed run stopped
@@ -37,7 +37,7 @@ def options():
     parser = Parser(__doc__)
     by_size = lambda key: "(default: by --size: " + ", ".join(f"{name} {str(s[key]).lower()}" for name, s in SIZES.items()) + ")"
     clone.add_options(parser, cloned=None, default=" " + by_size("cloned"))
-    data.add_options(parser, vocab_size=None)
+    data.add_options(parser, vocab_size=None, default=" " + by_size("vocab_size"))
     o = parser.option
     o("--size", "nano", "model size, and the defaults that go with it; nano is for a CPU, the others are the paper's", choices=list(SIZES))
     o("--n_layer", None, f"layers {by_size('n_layer')}", int)

@@ -296,6 +296,6 @@ def test_bad_input_is_one_line_and_writes_nothing(trained, options, expected, mo
 
 def test_help_explains_every_option():
     out = finish(script(Path("."), "train.py", "--help"))
-    for option in "ratio languages cloned schedule corpus vocab_size tokenizer size n_layer n_head d_model context tied steps batch_size lr optimizer seed device dtype run resume".split():
+    for option in "ratio languages cloned schedule corpus vocab_size tokenizer size n_layer n_head d_model context tied embedding_std steps batch_size lr optimizer seed device dtype run resume".split():
         assert f"--{option} " in out or f"--{option}\n" in out, option
     assert out.count("default") >= 20
