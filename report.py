@@ -218,7 +218,8 @@ def write_report(out, scale, found, changed):
     """README.md with every table whose runs are there (found: {run: {seed: JSON}}), and the figures of those that the run `changed` is part of (None: of all)."""
     text = [f"# {scale}, {out.name}: what was measured\n", "Made by `reproduce.py`; each run's command, configuration and numbers are in its JSON beside this page. "
             "Perplexity is on the test split; ± is one standard deviation over seeds. 1x is "
-            f"{SIZES[scale]['steps']:,} steps; TEff is against the law 1/PPL = c - a n^-b fitted to the monolingual runs of all seeds.\n"]
+            f"{SIZES[scale]['steps']:,} steps. TEff: against the monolingual runs of all seeds, interpolated between the two neighbouring ones, and by the law 1/PPL = c - a n^-b fitted to all of them; "
+            "\"-\" where a perplexity or a number of tokens lies outside theirs.\n"]
     found = {name: list(by_seed.values()) for name, by_seed in found.items()}
     for name, table in tables(scale).items():
         needed = table.runs + table.needs
