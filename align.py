@@ -179,7 +179,9 @@ def measure(folder, config, corpus, table, model, device):
             "gradients": gradient_similarity(model, base, table[0], table[l], device),
             "embeddings": embedding_similarity(model, table[0], table[l], frequency)}
     progress("")
-    return {"checkpoint": data.file_sha256(folder / "model.pt"), "tokens": n * T, "states": min(n, -(-STATES // T)) * T, "pairs": pairs}
+    whole = np.unique(np.linspace(0, n - 1, -(-STATES // T)).astype(int))
+    states = int(clone.cloned_positions(base[:, :-1], table[0], table[1])[whole].sum())
+    return {"checkpoint": data.file_sha256(folder / "model.pt"), "tokens": n * T, "states": states, "pairs": pairs}
 
 
 def block_mean(gradients, kind):

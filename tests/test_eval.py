@@ -56,6 +56,16 @@ def test_every_token_is_scored_once_in_its_right_context(context, last_n, length
         assert min(abs(losses[t] - c) for c in candidates) < 1e-5
 
 
+def test_a_part_of_a_long_text_is_scored_as_all_of_it_would_be():
+    torch.manual_seed(0)
+    model = GPT(dict(vocab_size=30, context=16, n_layer=1, n_head=2, d_head=4, d_model=8, tied=True, embedding_std=0.5))
+    text = np.random.default_rng(0).integers(0, 30, 2000).astype(np.uint16)
+    whole, part = (eval_.score(model, text, np.arange(30), 16, 4, CPU, most) for most in (math.inf, 200))
+    kept = ~np.isnan(part)
+    assert kept.sum() == 200 and np.abs(part[kept] - whole[kept]).max() < 1e-5
+    assert np.histogram(np.flatnonzero(kept), 4, (0, 2000))[0].tolist() == pytest.approx([50] * 4, abs=8)  # from all over the text
+
+
 def test_the_perplexity_of_a_uniform_model_is_the_number_of_ids():
     model = GPT(dict(vocab_size=50, context=8, n_layer=2, n_head=1, d_head=4, d_model=8, tied=False, embedding_std=0.02))
     with torch.no_grad():
