@@ -76,6 +76,11 @@ def against_floor(value, floors):
 # ---------------------------------------------------------------------------------------------------------------------
 # What is read off a model
 
+def kept_windows(n, T):
+    """Which of n windows of T tokens have their states kept: about STATES of them, from all over the text."""
+    return np.unique(np.linspace(0, n - 1, -(-STATES // T)).astype(int))
+
+
 @torch.no_grad()
 def layer_similarity(model, base, row_a, row_b, device, say=lambda share: None):
     """Each measure of MEASURES against its floor, for each layer, of one text in two languages: [{measure: against_floor(...)}].
@@ -86,7 +91,7 @@ def layer_similarity(model, base, row_a, row_b, device, say=lambda share: None):
     n_layers, T = len(model.blocks) + 1, base.shape[1]
     ckas, kept = [StreamingCKA() for _ in range(n_layers)], [([], []) for _ in range(n_layers)]
     rng, per_batch = torch.Generator().manual_seed(0), max(1, 4096 // T)
-    whole = set(np.linspace(0, len(base) - 1, -(-STATES // T)).astype(int).tolist())  # windows whose states are kept
+    whole = kept_windows(len(base), T)
     cloned = torch.from_numpy(clone.cloned_positions(base, row_a, row_b)).to(exact)
     for i in range(0, len(base), per_batch):
         streams = [[x.to(exact) for x in model.residual_stream(torch.from_numpy(row[base[i:i + per_batch]]).to(device))] for row in (row_a, row_b)]
@@ -179,8 +184,7 @@ def measure(folder, config, corpus, table, model, device):
             "gradients": gradient_similarity(model, base, table[0], table[l], device),
             "embeddings": embedding_similarity(model, table[0], table[l], frequency)}
     progress("")
-    whole = np.unique(np.linspace(0, n - 1, -(-STATES // T)).astype(int))
-    states = int(clone.cloned_positions(base[:, :-1], table[0], table[1])[whole].sum())
+    states = int(clone.cloned_positions(base[:, :-1], table[0], table[1])[kept_windows(n, T)].sum())
     return {"checkpoint": data.file_sha256(folder / "model.pt"), "tokens": n * T, "states": states, "pairs": pairs}
 
 

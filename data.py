@@ -36,8 +36,7 @@ def prepare(corpus="docs", vocab_size=512, tokenizer="bpe"):
         sources.append(str(download(url)) if url.startswith(("http://", "https://")) else part)
     vocab = vocab_size if tokenizer == "bpe" else tokenizer
     key = json.dumps([FORMAT, PATTERN, SPLITS, vocab, [fingerprint(s) for s in sources]])
-    stem = re.sub(r"[^\w.-]+", "_", "+".join(Path(part).stem for part in corpus.split(",")))[:60]
-    folder = Path("data") / f"{stem}-{vocab}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+    folder = Path("data") / f"{label(corpus)[:60]}-{vocab}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
     if folder.exists():
         try:
             return load(folder)
@@ -187,6 +186,11 @@ def main():
     some = tokens(manifest, "val")[:40]
     print("the first validation tokens:", "|".join(enc.decode([int(i)]) for i in some).replace("\n", "\\n"))
     print(f"in {manifest['folder']}; next: python clone.py --corpus={args.corpus}")
+
+
+def label(corpus):
+    """A name for a corpus that a folder may have."""
+    return re.sub(r"[^\w.-]+", "_", "+".join(Path(part).stem for part in corpus.split(",")))
 
 
 def add_options(parser, vocab_size=512, default=""):

@@ -50,11 +50,11 @@ def perplexities(found, names):
     rows, paper = [], any(name in PAPER for name in names)
     for name in names:
         for i, which in enumerate(("EN1", "EN2")[:found[name][0]["config"]["languages"]]):
-            column = lambda key, form: stat([of(r, which, key) for r in found[name]], form)
+            column = lambda key: stat([of(r, which, key) for r in found[name]])
             more = found[name][0]["config"]["languages"] > 2 and i
             theirs = [f"{PAPER[name][j]:.4g}" if len(PAPER.get(name, ())) > j else "" for j in (i, 2 + i)] if paper else []
             rows.append([name if i == 0 else "", "the nine others" if more else which, stat([of(r, which, "tokens_seen") / 1e6 for r in found[name]][:1]),
-                         column("ppl", ".2f"), column("teff_interpolated", ".2f"), column("teff", ".2f"), *theirs, len(found[name]) if i == 0 else ""])
+                         column("ppl"), column("teff_interpolated"), column("teff"), *theirs, len(found[name]) if i == 0 else ""])
     return markdown(["run", "language", "tokens, M", "perplexity", "TEff, interpolated", "TEff, law"] + ["paper: PPL", "paper: TEff"] * paper + ["seeds"], rows)
 
 
@@ -112,11 +112,11 @@ def points(ax, x, values, **style):
 
 def draw_law(ax, found):
     """The monolingual runs and the law through them."""
-    mono = sorted((r["eval"]["languages"][0] for p in PERCENT for r in found[f"mono{p}"]), key=lambda m: m["tokens_seen"])
-    law = eval_.fit_law([m["tokens_seen"] for m in mono], [m["ppl"] for m in mono])
+    tokens, ppl = np.array(sorted(eval_.law_points([(r["config"], r["eval"]) for p in PERCENT for r in found[f"mono{p}"]]))).T
+    law = eval_.fit_law(tokens, ppl, n_bootstrap=0)
     n = np.geomspace(law.smallest * 0.8, law.largest * 1.2, 200)
     ax.plot(n / 1e6, [law.ppl(v) for v in n], color="0.6", lw=1, label="monolingual law")
-    ax.plot([m["tokens_seen"] / 1e6 for m in mono], [m["ppl"] for m in mono], "x--", color="0.4", ms=5, lw=0.8, label="monolingual runs")
+    ax.plot(tokens / 1e6, ppl, "x--", color="0.4", ms=5, lw=0.8, label="monolingual runs")
 
 
 def draw_ratio(fig, axes, found):

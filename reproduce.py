@@ -11,7 +11,6 @@ results/SCALE/CORPUS/: one JSON a run (it counts as finished once that is there)
 import json
 import os
 import platform
-import re
 import shlex
 import signal
 import subprocess
@@ -25,6 +24,7 @@ import torch
 
 import align
 import bench
+import data
 import eval as eval_
 import report
 import runs
@@ -73,7 +73,7 @@ def do(out, scale, corpus, name, options, seed, threads, running):
     """Train, evaluate and align one run, or go on with it, and write its JSON. Returns what went wrong, in a line, or None.
 
     threads: {"OMP_NUM_THREADS": ...} or nothing; running: a set that holds the process as long as it runs."""
-    run_name = f"{scale}-{label(corpus)}-{name}-seed{seed}"
+    run_name = f"{scale}-{data.label(corpus)}-{name}-seed{seed}"
     folder, log = Path("runs") / run_name, Path("runs") / f"{run_name}.txt"
     whole = [f"--size={scale}", f"--corpus={corpus}", *(f"--{k}={v}" for k, v in options.items()), f"--seed={seed}"]
     begun = (folder / "config.json").exists()
@@ -95,11 +95,6 @@ def do(out, scale, corpus, name, options, seed, threads, running):
     if config["languages"] > 1:
         result["align"] = align.summary(json.loads((folder / "align.json").read_text()))
     write_json(out / f"{name}.seed{seed}.json", result)
-
-
-def label(corpus):
-    """A folder's name for a corpus."""
-    return re.sub(r"[^\w.-]+", "_", "+".join(Path(part).stem for part in corpus.split(",")))
 
 
 def read(out, scale):
@@ -149,7 +144,7 @@ def main():
             raise BadInput(f"--tables={args.tables}: there is no table {table}; expected some of {', '.join(known)}")
     if args.seeds < 1 or args.jobs < 1:
         raise BadInput(f"--seeds={args.seeds} --jobs={args.jobs}: expected 1 or more of each")
-    out = Path("results") / args.scale / label(args.corpus)
+    out = Path("results") / args.scale / data.label(args.corpus)
     options, device = grid(args.scale), pick_device("auto")
     needs = {table: known[table].runs + known[table].needs for table in known}
     found = read(out, args.scale)
