@@ -5,9 +5,10 @@
 
 Per layer (0: the embedding), for EN1 and each other language: cosine of the residual streams at the same position; the same after each
 language's mean is taken off; linear CKA; retrieval@1, how often the nearest state of the other language is the same position. One number
-alone misleads: a few large directions that all states share make cosine and CKA high where no token is told from another. So each is shown
-with its floor, the same measure of shuffled pairs, and said to be above it or not. Then the cosine of the two languages' loss gradients
-(paper: Gradient similarity), and that of each token's embedding and its clone's (paper: Embedding similarity).
+alone misleads: a few large directions that all states share, or all of one position, make cosine and CKA high where no token is told from
+another. So each is shown with its floor, the same measure of pairs shuffled among states of one position, and said to be above it or not.
+Then the cosine of the two languages' loss gradients (paper: Gradient similarity), and that of each token's embedding and its clone's
+(paper: Embedding similarity).
 """
 import numpy as np
 import torch
@@ -67,6 +68,15 @@ class StreamingCKA:
         return (ab**2 / (off(self.aa, self.sum_a, self.sum_a) * off(self.bb, self.sum_b, self.sum_b))).item()
 
 
+def shuffled(positions, rng):
+    """A permutation [n] that pairs each of n states with another of the same position in its window (with one of the next, for the last of
+    them), so that a model which knows positions and nothing else is at the floor. positions int64 [n]."""
+    by_position = (positions + torch.rand(len(positions), generator=rng, dtype=torch.float64)).argsort()
+    order = torch.empty_like(by_position)
+    order[by_position] = by_position.roll(1)
+    return order
+
+
 def against_floor(value, floors):
     """{"value", "floor": the mean of the shuffled ones, "above": whether the value is clearly above it}."""
     floor, spread = float(np.mean(floors)), float(np.std(floors, ddof=1))
@@ -96,18 +106,18 @@ def layer_similarity(model, base, row_a, row_b, device, say=lambda share: None):
     for i in range(0, len(base), per_batch):
         streams = [[x.to(exact) for x in model.residual_stream(torch.from_numpy(row[base[i:i + per_batch]]).to(device))] for row in (row_a, row_b)]
         mask = cloned[i:i + per_batch]
-        orders = [torch.randperm(int(mask.sum()), generator=rng).to(exact) for _ in range(SHUFFLES)]
+        orders = [shuffled(mask.nonzero()[:, 1].cpu(), rng).to(exact) for _ in range(SHUFFLES)]
         chosen = [j for j in range(len(streams[0][0])) if i + j in whole]
         for layer, (a, b) in enumerate(zip(*streams)):
             ckas[layer].add(a[mask], b[mask], orders)
             for states, x in zip(kept[layer], (a, b)):
                 states.append(x[chosen][mask[chosen]].float())
         say(min(1, (i + per_batch) / len(base)))
-    result = []
+    result, positions = [], cloned[whole].nonzero()[:, 1].cpu()
     for cka, states in zip(ckas, kept):
         a, b = (torch.cat(s) for s in states)
         ca, cb = centre(a), centre(b)
-        shuffles = [torch.randperm(len(a), generator=rng) for _ in range(SHUFFLES)]
+        shuffles = [shuffled(positions, rng) for _ in range(SHUFFLES)]
         result.append({
             "cosine": against_floor(cosine(a, b), [cosine(a, b[s]) for s in shuffles]),
             "centred": against_floor(cosine(ca, cb), [cosine(ca, cb[s]) for s in shuffles]),

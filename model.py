@@ -20,7 +20,7 @@ from cli import BadInput
 
 # The paper's sizes, and nano for a laptop. mini's attention (8 heads x 32) is narrower than its residual stream.
 SIZES = {
-    "nano": dict(n_layer=6, n_head=2, d_head=32, d_model=64, context=128, tied=False, embedding_std=0.001, vocab_size=512, cloned=0.95, batch_size=32, steps=3000, lr=3e-3, optimizer="adam"),
+    "nano": dict(n_layer=6, n_head=2, d_head=32, d_model=64, context=128, tied=False, embedding_std=0.001, vocab_size=512, cloned=0.95, batch_size=32, steps=6000, lr=3e-3, optimizer="adam"),
     "mini": dict(n_layer=4, n_head=8, d_head=32, d_model=512, context=512, tied=False, embedding_std=0.02, vocab_size=16384, cloned=1.0, batch_size=128, steps=18265, lr=6e-4, optimizer="adam"),
     "small": dict(n_layer=12, n_head=12, d_head=64, d_model=768, context=512, tied=False, embedding_std=0.02, vocab_size=16384, cloned=1.0, batch_size=128, steps=18265, lr=6e-4, optimizer="adam"),
     "medium": dict(n_layer=24, n_head=16, d_head=64, d_model=1024, context=512, tied=False, embedding_std=0.02, vocab_size=16384, cloned=1.0, batch_size=256, steps=18265, lr=6e-4, optimizer="adam"),

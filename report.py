@@ -15,7 +15,8 @@ from cli import write
 from model import SIZES
 
 RATIOS = (0.99, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
-ANCHORS = (0, 2, 10, 20, 50, 100)  # % of the vocabulary
+ANCHORS = (0, 5, 20, 50, 100)  # % of the vocabulary
+LONGER = (0.5, 1, 2, 3)  # times 1x
 PERCENT = (5, 10, 20, 50, 100, 200)  # of 1x: the monolingual points
 # What the paper found at 85M parameters and 1.197e9 tokens: PPL and TEff of EN1, of EN2
 PAPER = {"ratio0.9": (22.46, 32.81, 1.00, 2.08), "ratio0.5": (26.13, 26.14, 0.89, 0.89), "schedule0.9,0.1": (26.53, 24.44, 0.83, 1.18),
@@ -120,7 +121,8 @@ def draw_law(ax, found):
 
 
 def draw_ratio(fig, axes, found):
-    names = [f"ratio{r}" for r in RATIOS]
+    ratios = [r for r in RATIOS if f"ratio{r}" in found]
+    names = [f"ratio{r}" for r in ratios]
     draw_law(axes[0, 0], found)
     for which, colour in EN:
         tokens = [of(found[n][0], which, "tokens_seen") / 1e6 for n in names]
@@ -128,7 +130,7 @@ def draw_ratio(fig, axes, found):
         for n, x in zip(names, tokens):
             if which == "EN2":
                 axes[0, 0].annotate(n.removeprefix("ratio"), (x, np.mean([of(r, which, "ppl") for r in found[n]])), xytext=(4, 5), textcoords="offset points", fontsize=7)
-        points(axes[0, 1], RATIOS, [[of(r, which, "teff_interpolated") for r in found[n]] for n in names], fmt="o-", color=colour, label=which)
+        points(axes[0, 1], ratios, [[of(r, which, "teff_interpolated") for r in found[n]] for n in names], fmt="o-", color=colour, label=which)
     axes[0, 0].set_xscale("log")
     axes[0, 0].set_yscale("log")
     axes[0, 0].xaxis.set_major_formatter("{x:g}")
@@ -156,10 +158,11 @@ def draw_alignment(fig, axes, found):
 
 
 def draw_embeddings(fig, axes, found):
-    names = [f"ratio{r}" for r in RATIOS]
+    ratios = [r for r in RATIOS if f"ratio{r}" in found]
+    names = [f"ratio{r}" for r in ratios]
     for colour, side in zip(clone.COLOURS[2:], found[names[0]][0]["align"]["embeddings"]):
         for kind, style in (("value", "o-"), ("floor", ":")):
-            points(axes[0, 0], [1 - r for r in RATIOS], [[x["align"]["embeddings"][side][kind] for x in found[n]] for n in names], fmt=style, color=colour,
+            points(axes[0, 0], [1 - r for r in ratios], [[x["align"]["embeddings"][side][kind] for x in found[n]] for n in names], fmt=style, color=colour,
                    label=f"{side} embedding" if kind == "value" else None)
         for n, style, _ in MIXES:
             bins = [[b["cosine"] for b in r["align"]["embeddings"][side]["by_frequency"]] for r in found[n]]
@@ -175,7 +178,7 @@ def lines(groups, x, xlabel):
         for ax, key, ylabel in zip(axes.flat, ("ppl", "teff_interpolated"), ("test perplexity", "token efficiency")):
             for words, style, names in groups:
                 for which, colour in EN:
-                    points(ax, x, [[of(r, which, key) for r in found[n]] for n in names], fmt=style, color=colour, label=f"{which}, {words}")
+                    points(ax, x, [[of(r, which, key) for r in found.get(n, ())] for n in names], fmt=style, color=colour, label=f"{which}, {words}")
             runs.tidy(ax, xlabel=xlabel, ylabel=ylabel)
     return draw
 
@@ -192,11 +195,17 @@ class Table(NamedTuple):
     panels: tuple = (1, 2, (11, 4.5))
 
 
+def anchor_runs(scale, mix):
+    """{% of the vocabulary shared: run} of a mix; the scale's own percentage is the run without a word about it."""
+    return {p: mix if p == round(100 - 100 * SIZES[scale]["cloned"]) else f"anchors{p}-{mix}" for p in ANCHORS}
+
+
 def tables(scale):
     """{name: Table} of a scale, in the order in which they are made."""
     d = SIZES[scale]["d_model"]
-    law, mixes, ratios, anchors = [f"mono{p}" for p in PERCENT], [n for n, _, _ in MIXES], [f"ratio{r}" for r in RATIOS], {n: [f"anchors{p}-{n}" for p in ANCHORS] for n in (m for m, _, _ in MIXES)}
-    longer = {n: [n + x for x in ("", "-2x", "-3x")] for n in mixes}
+    law, mixes, ratios = [f"mono{p}" for p in PERCENT], [n for n, _, _ in MIXES], [f"ratio{r}" for r in RATIOS]
+    anchors = {n: list(anchor_runs(scale, n).values()) for n in mixes}
+    longer = {n: [n if k == 1 else f"{n}-{k}x" for k in LONGER] for n in mixes}
     wide = {n: [f"{n}-wide{d // 2}", n, f"{n}-wide{d * 2}"] for n in mixes}
     by_mix = lambda of_mix: [(n, style, of_mix[n]) for n, style, _ in MIXES]
     return {
@@ -205,7 +214,7 @@ def tables(scale):
         "ratio": Table("Ratio sweep, to the extreme split", ratios, law, draw=draw_ratio),
         "cost": Table("What imbalance costs the dominant language", ratios, law, costs),
         "embeddings": Table("A token's embedding and its clone's", ratios, [], similarities, draw_embeddings),
-        "longer": Table("Longer training", [n for pair in zip(*longer.values()) for n in pair], law, draw=lines(by_mix(longer), (1, 2, 3), "training tokens, times 1x")),
+        "longer": Table("Longer training", [n for pair in zip(*longer.values()) for n in pair], law, draw=lines(by_mix(longer), LONGER, "training tokens, times 1x")),
         "languages": Table("Ten languages", ["ten-hub", "ten-even"], law),
         "schedule": Table("Language schedules", ["schedule0.9,0.1", "schedule1,0", "ratio0.5"], law),
         "anchors": Table("Anchor points: a part of the vocabulary shared", [n for pair in zip(*anchors.values()) for n in pair], law,
@@ -215,19 +224,21 @@ def tables(scale):
 
 
 def write_report(out, scale, found, changed):
-    """README.md with every table whose runs are there (found: {run: {seed: JSON}}), and the figures of those that the run `changed` is part of (None: of all)."""
+    """README.md with every table, of those of its runs that are there (found: {run: {seed: JSON}}), and the figures of those that the run `changed` is part of (None: of all)."""
     text = [f"# {scale}, {out.name}: what was measured\n", "Made by `reproduce.py`; each run's command, configuration and numbers are in its JSON beside this page. "
             "Perplexity is on the test split; ± is one standard deviation over seeds. 1x is "
             f"{SIZES[scale]['steps']:,} steps. TEff: against the monolingual runs of all seeds, interpolated between the two neighbouring ones, and by the law 1/PPL = c - a n^-b fitted to all of them; "
             "\"-\" where a perplexity or a number of tokens lies outside theirs.\n"]
     found = {name: list(by_seed.values()) for name, by_seed in found.items()}
     for name, table in tables(scale).items():
-        needed = table.runs + table.needs
+        needed, shown = table.runs + table.needs, [n for n in table.runs if n in found]
         missing = [n for n in needed if n not in found]
+        text.append(f"## {table.title}\n")
         if missing:
-            text.append(f"## {table.title}\n\nNot there yet: {len(missing)} of its {len(needed)} runs are missing. `python reproduce.py --tables={name}`\n")
+            text.append(f"Not there yet: {', '.join(missing)}. `python reproduce.py --tables={name}`\n")
+        if len(shown) < 2 or set(table.needs) & set(missing) or not {n for n, _, _ in MIXES} <= found.keys():
             continue
-        text.append(f"## {table.title}\n\n{table.text(found, table.runs)}")
+        text.append(table.text(found, shown))
         if table.draw:
             if changed is None or changed in needed or not (out / f"{name}.png").exists():
                 runs.figure(out / f"{name}.png", lambda fig, axes: (table.draw(fig, axes, found), legends(axes)), *table.panels)

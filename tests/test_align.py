@@ -122,6 +122,25 @@ def test_a_stranger_is_at_the_floor_in_the_embedding_by_every_measure():
     assert embedding["cka"]["value"] < 0.3
 
 
+def test_shuffled_pairs_are_of_one_position_and_never_a_state_with_itself():
+    positions = torch.from_numpy(np.random.default_rng(0).integers(0, 10, 500))
+    order = align.shuffled(positions, torch.Generator().manual_seed(0))
+    assert sorted(order.tolist()) == list(range(500)) and (order != torch.arange(500)).all()
+    assert (positions[order] != positions).sum() == 10  # the last of each position
+    assert (order != align.shuffled(positions, torch.Generator().manual_seed(1))).float().mean() > 0.9
+
+
+def test_a_model_that_knows_only_positions_is_at_the_floor():
+    model = planted("stranger")
+    with torch.no_grad():
+        model.embedding.mul_(0.05)
+        model.position.mul_(10)
+    for layer in align.layer_similarity(model, TEXT[:, :-1], *TABLE, CPU):
+        for name in ("cosine", "centred", "cka"):
+            assert layer[name]["value"] > 0.5 and layer[name]["value"] - layer[name]["floor"] < 0.05, name
+        assert layer["there"]["value"] < 0.2
+
+
 def test_states_of_the_last_layer_are_the_models_own():
     model = planted("stranger")
     with torch.no_grad():

@@ -87,13 +87,20 @@ def test_planted_efficiency_comes_out_in_the_tables(tmp_path):
     assert report.stat([1.0, 2.0, 3.0]) == "2.00 ± 1.00" and report.stat([1.5]) == "1.50" and report.stat([1.0, None]) == "-"
 
 
-def test_a_table_is_there_as_soon_as_its_runs_are(tmp_path):
+def test_a_table_shows_what_is_there_and_names_what_is_not(tmp_path):
     out = tmp_path / "results"
     plant(out, "nano", ["ratio0.9", "ratio0.5"], seeds=1)
     report.write_report(out, "nano", reproduce.read(out, "nano"), None)
     text = (out / "README.md").read_text()
     assert "| 6 | 0.50 (0.00)" in text and (out / "alignment.png").exists() and not (out / "ratio.png").exists()
-    assert text.count("Not there yet") == len(report.tables("nano")) - 1 and "6 of its 8 runs are missing" in text
+    assert text.count("Not there yet") == len(report.tables("nano")) - 1 and "Not there yet: mono5, mono10, mono20, mono50, mono100, mono200. " in text
+    assert "| ratio0.9 | 0.200 | 0.000 |" in text  # the embeddings' table, of two of its ratios
+    plant(out, "nano", [f"mono{p}" for p in report.PERCENT] + ["anchors50-ratio0.5", "ratio0.99"], seeds=1)
+    report.write_report(out, "nano", reproduce.read(out, "nano"), None)
+    text = (out / "README.md").read_text()
+    anchors = text[text.index("## Anchor points"):text.index("## Model size")]
+    assert "| anchors50-ratio0.5 | EN1 |" in anchors and "anchors50-ratio0.5," not in anchors and "Not there yet: anchors0-ratio0.9, anchors0-ratio0.5, " in anchors
+    assert all((out / f"{name}.png").exists() for name in ("ratio", "anchors", "longer", "embeddings")) and not (out / "size.png").exists()
     plant(out, "nano", reproduce.grid("nano"), seeds=2)
     report.write_report(out, "nano", reproduce.read(out, "nano"), "ratio0.9")
     text = (out / "README.md").read_text()
@@ -160,7 +167,7 @@ def test_an_interrupted_grid_goes_on_and_a_failed_run_does_not_stop_the_others(t
     third = start(tiny, "--tables=alignment", "--jobs=2")
     out = third.communicate(timeout=300)[0]
     assert third.returncode == 0 and "1 run to do" in out and "ratio0.9-seed0" not in out, out
-    assert done.stat().st_mtime_ns == before and "Not there yet: 6 of its 8 runs" in (tiny / "results/nano/books/README.md").read_text()
+    assert done.stat().st_mtime_ns == before and "Not there yet: mono5, " in (tiny / "results/nano/books/README.md").read_text()
     listed = start(tiny, "--list").communicate(timeout=120)[0]
     assert "2 of 2 runs finished\n" in listed and "2 of 8 runs finished, " in listed
 
