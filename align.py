@@ -69,11 +69,13 @@ class StreamingCKA:
 
 
 def shuffled(positions, rng):
-    """A permutation [n] that pairs each of n states with another of the same position in its window (with one of the next, for the last of
-    them), so that a model which knows positions and nothing else is at the floor. positions int64 [n]."""
-    by_position = (positions + torch.rand(len(positions), generator=rng, dtype=torch.float64)).argsort()
-    order = torch.empty_like(by_position)
-    order[by_position] = by_position.roll(1)
+    """A permutation [n] that pairs each of n states with another of the same position in its window, so that a model which knows positions
+    and nothing else is at the floor. positions int64 [n]."""
+    mixed = (positions + torch.rand(len(positions), generator=rng, dtype=torch.float64)).argsort()  # by position, in random order within one
+    groups, following = positions[mixed], torch.arange(1, len(positions) + 1)
+    following = torch.where(following < torch.searchsorted(groups, groups, right=True), following, torch.searchsorted(groups, groups))  # the last: the first
+    order = torch.empty_like(mixed)
+    order[mixed] = mixed[following]
     return order
 
 

@@ -126,7 +126,7 @@ def test_shuffled_pairs_are_of_one_position_and_never_a_state_with_itself():
     positions = torch.from_numpy(np.random.default_rng(0).integers(0, 10, 500))
     order = align.shuffled(positions, torch.Generator().manual_seed(0))
     assert sorted(order.tolist()) == list(range(500)) and (order != torch.arange(500)).all()
-    assert (positions[order] != positions).sum() == 10  # the last of each position
+    assert (positions[order] == positions).all()
     assert (order != align.shuffled(positions, torch.Generator().manual_seed(1))).float().mean() > 0.9
 
 
@@ -137,7 +137,7 @@ def test_a_model_that_knows_only_positions_is_at_the_floor():
         model.position.mul_(10)
     for layer in align.layer_similarity(model, TEXT[:, :-1], *TABLE, CPU):
         for name in ("cosine", "centred", "cka"):
-            assert layer[name]["value"] > 0.5 and layer[name]["value"] - layer[name]["floor"] < 0.05, name
+            assert layer[name]["value"] > 0.5 and layer[name]["value"] - layer[name]["floor"] < 0.02 and not layer[name]["above"], name
         assert layer["there"]["value"] < 0.2
 
 
