@@ -113,7 +113,7 @@ def points(ax, x, values, **style):
 
 def draw_law(ax, found):
     """The monolingual runs and the law through them."""
-    tokens, ppl = np.array(sorted(eval_.law_points([(r["config"], r["eval"]) for p in PERCENT for r in found[f"mono{p}"]]))).T
+    tokens, ppl = np.array(sorted(eval_.law_points([(r["config"], r["eval"]) for p in PERCENT for r in found.get(f"mono{p}", ())]))).T
     law = eval_.fit_law(tokens, ppl, n_bootstrap=0)
     n = np.geomspace(law.smallest * 0.8, law.largest * 1.2, 200)
     ax.plot(n / 1e6, [law.ppl(v) for v in n], color="0.6", lw=1, label="monolingual law")
@@ -236,7 +236,7 @@ def write_report(out, scale, found, changed):
         text.append(f"## {table.title}\n")
         if missing:
             text.append(f"Not there yet: {', '.join(missing)}. `python reproduce.py --tables={name}`\n")
-        if len(shown) < 2 or set(table.needs) & set(missing) or not {n for n, _, _ in MIXES} <= found.keys():
+        if len(shown) < min(3, len(table.runs)) or not {n for n, _, _ in MIXES} <= found.keys() or table.needs and "mono100" not in found:
             continue
         text.append(table.text(found, shown))
         if table.draw:

@@ -43,11 +43,12 @@ def grid(scale):
     steps, width, heads = size["steps"], size["d_model"], size["n_head"]
 
     def mono(p):
-        """A monolingual run on p % of the tokens, at its best: 1,500 steps or more, of smaller batches where it must be, from ordinary embeddings."""
+        """A monolingual run on p % of the tokens, at its best (results/search.md): 1,500 steps or more, of smaller batches where it must be, and below
+        50 % from ordinary embeddings, since small ones take steps to grow."""
         n, batch = steps * p // 100, size["batch_size"]
         while n < 1500 and batch > 4:
             n, batch = n * 2, batch // 2
-        return {"languages": 1, "steps": n, "batch_size": batch, "embedding_std": 0.02}
+        return {"languages": 1, "steps": n, "batch_size": batch, "embedding_std": 0.02 if p < 50 else size["embedding_std"]}
 
     all_runs = {f"mono{p}": mono(p) for p in PERCENT} | {f"ratio{r}": {"ratio": r} for r in RATIOS}
     all_runs |= {"ten-even": {"languages": 10}, "ten-hub": {"languages": 10, "ratio": 0.5}}
