@@ -47,16 +47,18 @@ def markdown(head, rows):
 
 
 def perplexities(found, names):
-    """Tokens, perplexity and token efficiency of each language, beside the paper's where it has the run."""
+    """Tokens, perplexity and token efficiency of each language, beside the paper's where it has the run, and how alike the two are represented."""
     rows, paper = [], any(name in PAPER for name in names)
     for name in names:
         for i, which in enumerate(("EN1", "EN2")[:found[name][0]["config"]["languages"]]):
             column = lambda key: stat([of(r, which, key) for r in found[name]])
             more = found[name][0]["config"]["languages"] > 2 and i
             theirs = [f"{PAPER[name][j]:.4g}" if len(PAPER.get(name, ())) > j else "" for j in (i, 2 + i)] if paper else []
+            alike = [stat([measure(r) for r in found[name]]) for measure in (retrieval, gradient)] if i == 0 and "align" in found[name][0] else ["", ""]
             rows.append([name if i == 0 else "", "the nine others" if more else which, stat([of(r, which, "tokens_seen") / 1e6 for r in found[name]][:1]),
-                         column("ppl"), column("teff_interpolated"), column("teff"), *theirs, len(found[name]) if i == 0 else ""])
-    return markdown(["run", "language", "tokens, M", "perplexity", "TEff, interpolated", "TEff, law"] + ["paper: PPL", "paper: TEff"] * paper + ["seeds"], rows)
+                         column("ppl"), column("teff_interpolated"), column("teff"), *theirs, *alike, len(found[name]) if i == 0 else ""])
+    return markdown(["run", "language", "tokens, M", "perplexity", "TEff, interpolated", "TEff, law"] + ["paper: PPL", "paper: TEff"] * paper
+                    + ["retrieval@1, middle layer", "gradient cosine", "seeds"], rows)
 
 
 def costs(found, names):
@@ -83,11 +85,20 @@ def alignments(found, names):
         rows.append([layer, *cells])
     text = markdown(["layer", *(f"{words}, {name}" for words in ("cosine", "centred cosine", "linear CKA", "retrieval@1") for name in names)], rows)
     text += "\nIn brackets the floor: shuffled pairs. Layer 0 is the embedding.\n\nGradient cosine of the two languages on one text, mean over the tensors of the blocks: "
-    text += "; ".join(f"{name} {stat([align.block_mean(r['align']['gradients'], 'same') for r in found[name]])} (paper: {PAPER_GRADIENT[name]})" for name in names)
+    text += "; ".join(f"{name} {stat([gradient(r) for r in found[name]])} (paper: {PAPER_GRADIENT[name]})" for name in names)
     text += ".\n\nThe paper's cosine, layers 1 to 12: " + "; ".join(f"{name} {' '.join(f'{v:.2f}' for v in PAPER_COSINE[name])}" for name in names) + "."
     text += "\n\nCode-switch gap within EN2 after a first half in EN1, nats (0: all context carries across): " + "; ".join(
         f"{name} {stat([switch_gap(r) for r in found[name]], '.3f')}" for name in names) + ".\n"
     return text
+
+
+def retrieval(result):
+    layers = result["align"]["layers"]
+    return layers[len(layers) // 2]["there"]["value"]
+
+
+def gradient(result):
+    return align.block_mean(result["align"]["gradients"], "same")
 
 
 def switch_gap(result):
@@ -137,6 +148,9 @@ def draw_ratio(fig, axes, found):
     axes[0, 0].yaxis.set_major_formatter("{x:g}")
     axes[0, 0].yaxis.set_minor_formatter("{x:g}")
     axes[0, 1].axhline(1, color="0.6", lw=1)
+    for measure, words, colour in ((retrieval, "retrieval@1, middle layer", clone.COLOURS[4]), (gradient, "gradient cosine", clone.COLOURS[5])):
+        points(axes[0, 2], ratios, [[measure(r) for r in found[n]] for n in names], fmt="o-", color=colour, label=words)
+    runs.tidy(axes[0, 2], xlabel="share of EN1", ylim=(0, 1), title="Are the two represented alike?")
     runs.tidy(axes[0, 0], xlabel="million tokens seen in the language", ylabel="test perplexity", title="Each language against monolingual models\n(orange numbers: share of EN1)")
     runs.tidy(axes[0, 1], xlabel="share of EN1", ylabel="token efficiency", title="TEff: above 1, something crossed over")
 
@@ -173,13 +187,16 @@ def draw_embeddings(fig, axes, found):
 
 
 def lines(groups, x, xlabel):
-    """Draw test perplexity, left, and token efficiency, right, against x: for each of groups (words, style, runs), EN1 and EN2."""
+    """Draw test perplexity and token efficiency of EN1 and EN2, and their retrieval@1, against x, for each of groups (words, style, runs)."""
     def draw(fig, axes, found):
         for ax, key, ylabel in zip(axes.flat, ("ppl", "teff_interpolated"), ("test perplexity", "token efficiency")):
             for words, style, names in groups:
                 for which, colour in EN:
                     points(ax, x, [[of(r, which, key) for r in found.get(n, ())] for n in names], fmt=style, color=colour, label=f"{which}, {words}")
             runs.tidy(ax, xlabel=xlabel, ylabel=ylabel)
+        for (words, style, names), (_, _, colour) in zip(groups, MIXES):
+            points(axes[0, 2], x, [[retrieval(r) for r in found.get(n, ())] for n in names], fmt=style, color=colour, label=words)
+        runs.tidy(axes[0, 2], xlabel=xlabel, ylabel="retrieval@1, middle layer", ylim=(0, 1))
     return draw
 
 
@@ -192,7 +209,7 @@ class Table(NamedTuple):
     needs: list  # other runs that it is made from
     text: Callable = perplexities  # (found, runs) -> Markdown
     draw: Callable | None = None  # (fig, axes, found), with axes of rows x columns panels, size in inches
-    panels: tuple = (1, 2, (11, 4.5))
+    panels: tuple = (1, 3, (16, 4.5))
 
 
 def anchor_runs(scale, mix):
@@ -213,7 +230,7 @@ def tables(scale):
         "alignment": Table("Are the two languages represented alike?", mixes, [], alignments, draw_alignment, (2, 4, (16, 8))),
         "ratio": Table("Ratio sweep, to the extreme split", ratios, law, draw=draw_ratio),
         "cost": Table("What imbalance costs the dominant language", ratios, law, costs),
-        "embeddings": Table("A token's embedding and its clone's", ratios, [], similarities, draw_embeddings),
+        "embeddings": Table("A token's embedding and its clone's", ratios, [], similarities, draw_embeddings, (1, 2, (11, 4.5))),
         "longer": Table("Longer training", [n for pair in zip(*longer.values()) for n in pair], law, draw=lines(by_mix(longer), LONGER, "training tokens, times 1x")),
         "languages": Table("Ten languages", ["ten-hub", "ten-even"], law),
         "schedule": Table("Language schedules", ["schedule0.9,0.1", "schedule1,0", "ratio0.5"], law),

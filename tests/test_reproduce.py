@@ -78,7 +78,7 @@ def test_planted_efficiency_comes_out_in_the_tables(tmp_path):
     one, two = rows(text, "ratio0.9")
     assert float(one[5].split()[0]) == pytest.approx(1, abs=0.01) and float(two[5].split()[0]) == pytest.approx(2, abs=0.02)
     assert float(one[4].split()[0]) == pytest.approx(1, abs=0.05) and float(two[4].split()[0]) == pytest.approx(2, abs=0.1)  # between few points
-    assert (one[6], one[7], two[6], two[7]) == ("22.46", "1", "32.81", "2.08") and one[8] == "3" and "±" in one[3]
+    assert (one[6], one[7], two[6], two[7]) == ("22.46", "1", "32.81", "2.08") and one[8] == "0.52 ± 0.02" and one[-1] == "3" and "±" in one[3]
     assert [float(row[5].split()[0]) for row in rows(text, "ratio0.5")] == pytest.approx([0.9, 0.9], abs=0.01)
     assert rows(report.costs(found, ["ratio0.9"]), "ratio0.9")[0][4].startswith(("+0.", "-0."))  # TEff 1: no cost, but for the curve between two points
     costly = float(rows(report.costs(found, ["ratio0.5"]), "ratio0.5")[0][4].split("%")[0])
