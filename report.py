@@ -94,7 +94,7 @@ def alignments(found, names):
 
 def retrieval(result):
     layers = result["align"]["layers"]
-    return layers[len(layers) // 2]["there"]["value"]
+    return layers[(len(layers) - 1) // 2]["there"]["value"]  # the layer that train.py watches
 
 
 def gradient(result):
@@ -131,9 +131,14 @@ def draw_law(ax, found):
     ax.plot(tokens / 1e6, ppl, "x--", color="0.4", ms=5, lw=0.8, label="monolingual runs")
 
 
-def draw_ratio(fig, axes, found):
+def sweep(found):
+    """Shares of EN1 of the ratio sweep, and their runs: those that are there."""
     ratios = [r for r in RATIOS if f"ratio{r}" in found]
-    names = [f"ratio{r}" for r in ratios]
+    return ratios, [f"ratio{r}" for r in ratios]
+
+
+def draw_ratio(fig, axes, found):
+    ratios, names = sweep(found)
     draw_law(axes[0, 0], found)
     for which, colour in EN:
         tokens = [of(found[n][0], which, "tokens_seen") / 1e6 for n in names]
@@ -172,13 +177,12 @@ def draw_alignment(fig, axes, found):
 
 
 def draw_embeddings(fig, axes, found):
-    ratios = [r for r in RATIOS if f"ratio{r}" in found]
-    names = [f"ratio{r}" for r in ratios]
+    ratios, names = sweep(found)
     for colour, side in zip(clone.COLOURS[2:], found[names[0]][0]["align"]["embeddings"]):
         for kind, style in (("value", "o-"), ("floor", ":")):
             points(axes[0, 0], [1 - r for r in ratios], [[x["align"]["embeddings"][side][kind] for x in found[n]] for n in names], fmt=style, color=colour,
                    label=f"{side} embedding" if kind == "value" else None)
-        for n, style, _ in MIXES:
+        for n, style in ((n, style) for n, style, _ in MIXES if n in found):
             bins = [[b["cosine"] for b in r["align"]["embeddings"][side]["by_frequency"]] for r in found[n]]
             points(axes[0, 1], [b["tokens_per_million"] for b in found[n][0]["align"]["embeddings"][side]["by_frequency"]], list(zip(*bins)), fmt=style, color=colour, label=f"{side}, {n}")
     axes[0, 1].set_xscale("log")
@@ -220,18 +224,19 @@ def anchor_runs(scale, mix):
 def tables(scale):
     """{name: Table} of a scale, in the order in which they are made."""
     d = SIZES[scale]["d_model"]
-    law, mixes, ratios = [f"mono{p}" for p in PERCENT], [n for n, _, _ in MIXES], [f"ratio{r}" for r in RATIOS]
+    mono, law = [f"mono{p}" for p in PERCENT], [f"mono{p}" for p in PERCENT if p <= 100]
+    mixes, ratios = [n for n, _, _ in MIXES], [f"ratio{r}" for r in RATIOS]
     anchors = {n: list(anchor_runs(scale, n).values()) for n in mixes}
     longer = {n: [n if k == 1 else f"{n}-{k}x" for k in LONGER] for n in mixes}
     wide = {n: [f"{n}-wide{d // 2}", n, f"{n}-wide{d * 2}"] for n in mixes}
     by_mix = lambda of_mix: [(n, style, of_mix[n]) for n, style, _ in MIXES]
     return {
-        "main": Table("Imbalanced against balanced", mixes + law, []),
+        "main": Table("Imbalanced against balanced", mixes + mono, []),
         "alignment": Table("Are the two languages represented alike?", mixes, [], alignments, draw_alignment, (2, 4, (16, 8))),
         "ratio": Table("Ratio sweep, to the extreme split", ratios, law, draw=draw_ratio),
         "cost": Table("What imbalance costs the dominant language", ratios, law, costs),
         "embeddings": Table("A token's embedding and its clone's", ratios, [], similarities, draw_embeddings, (1, 2, (11, 4.5))),
-        "longer": Table("Longer training", [n for pair in zip(*longer.values()) for n in pair], law, draw=lines(by_mix(longer), LONGER, "training tokens, times 1x")),
+        "longer": Table("Longer training", [n for pair in zip(*longer.values()) for n in pair] + mono[len(law):], law, draw=lines(by_mix(longer), LONGER, "training tokens, times 1x")),
         "languages": Table("Ten languages", ["ten-hub", "ten-even"], law),
         "schedule": Table("Language schedules", ["schedule0.9,0.1", "schedule1,0", "ratio0.5"], law),
         "anchors": Table("Anchor points: a part of the vocabulary shared", [n for pair in zip(*anchors.values()) for n in pair], law,
@@ -253,7 +258,7 @@ def write_report(out, scale, found, changed):
         text.append(f"## {table.title}\n")
         if missing:
             text.append(f"Not there yet: {', '.join(missing)}. `python reproduce.py --tables={name}`\n")
-        if len(shown) < min(3, len(table.runs)) or not {n for n, _, _ in MIXES} <= found.keys() or table.needs and "mono100" not in found:
+        if len(shown) < min(3, len(table.runs)) or not set(table.needs) <= found.keys():
             continue
         text.append(table.text(found, shown))
         if table.draw:

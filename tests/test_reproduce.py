@@ -94,6 +94,10 @@ def test_a_table_shows_what_is_there_and_names_what_is_not(tmp_path):
     text = (out / "README.md").read_text()
     assert "| 6 | 0.50 (0.00)" in text and (out / "alignment.png").exists() and not (out / "ratio.png").exists()
     assert text.count("Not there yet") == len(report.tables("nano")) - 1 and "Not there yet: mono5, mono10, mono20, mono50, mono100, mono200. " in text
+    plant(out, "nano", ["mono50", "mono100", "ratio0.99"], seeds=1)
+    report.write_report(out, "nano", reproduce.read(out, "nano"), None)  # two monolingual runs make no law, so no table that needs one
+    text = (out / "README.md").read_text()
+    assert text.count("| ratio0.99 |") == 1 and (out / "embeddings.png").exists() and not (out / "ratio.png").exists()
     plant(out, "nano", [f"mono{p}" for p in report.PERCENT] + ["anchors50-ratio0.5", "ratio0.99"], seeds=1)
     report.write_report(out, "nano", reproduce.read(out, "nano"), None)
     text = (out / "README.md").read_text()
