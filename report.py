@@ -39,6 +39,7 @@ def stat(values, form=".2f"):
     """Mean and standard deviation over seeds, as text."""
     if not values or None in values:
         return "-"
+    form = ".1e" if max(values) >= 1e6 else form  # a forgotten language
     return format(np.mean(values), form) + (f" ± {format(np.std(values, ddof=1), form.lstrip('+'))}" if len(values) > 1 else "")
 
 
@@ -190,16 +191,16 @@ def draw_embeddings(fig, axes, found):
     runs.tidy(axes[0, 1], xlabel="how often the token occurs, per million tokens", ylabel="cosine", title="The same, by frequency")
 
 
-def lines(groups, x, xlabel):
-    """Draw test perplexity and token efficiency of EN1 and EN2, and their retrieval@1, against x, for each of groups (words, style, runs)."""
+def lines(groups, xlabel):
+    """Draw test perplexity and token efficiency of EN1 and EN2, and their retrieval@1, against x, for each of groups (words, style, {x: run})."""
     def draw(fig, axes, found):
         for ax, key, ylabel in zip(axes.flat, ("ppl", "teff_interpolated"), ("test perplexity", "token efficiency")):
             for words, style, names in groups:
                 for which, colour in EN:
-                    points(ax, x, [[of(r, which, key) for r in found.get(n, ())] for n in names], fmt=style, color=colour, label=f"{which}, {words}")
+                    points(ax, names, [[of(r, which, key) for r in found.get(n, ())] for n in names.values()], fmt=style, color=colour, label=f"{which}, {words}")
             runs.tidy(ax, xlabel=xlabel, ylabel=ylabel)
         for (words, style, names), (_, _, colour) in zip(groups, MIXES):
-            points(axes[0, 2], x, [[retrieval(r) for r in found.get(n, ())] for n in names], fmt=style, color=colour, label=words)
+            points(axes[0, 2], names, [[retrieval(r) for r in found.get(n, ())] for n in names.values()], fmt=style, color=colour, label=words)
         runs.tidy(axes[0, 2], xlabel=xlabel, ylabel="retrieval@1, middle layer", ylim=(0, 1))
     return draw
 
@@ -217,8 +218,14 @@ class Table(NamedTuple):
 
 
 def anchor_runs(scale, mix):
-    """{% of the vocabulary shared: run} of a mix; the scale's own percentage is the run without a word about it."""
-    return {p: mix if p == round(100 - 100 * SIZES[scale]["cloned"]) else f"anchors{p}-{mix}" for p in ANCHORS}
+    """{% of the vocabulary shared: run} of a mix; the scale's own percentage is the run without a word about it. At 100 % the languages are one,
+    and all mixes the same run to the last bit: 50/50 stands for all."""
+    return {p: mix if p == round(100 - 100 * SIZES[scale]["cloned"]) else f"anchors{p}-{mix}" for p in ANCHORS if p < 100 or mix == "ratio0.5"}
+
+
+def longer_runs(mix):
+    """{length, times 1x: run} of a mix."""
+    return {k: mix if k == 1 else f"{mix}-{k}x" for k in LONGER}
 
 
 def tables(scale):
@@ -226,9 +233,9 @@ def tables(scale):
     d = SIZES[scale]["d_model"]
     mono, law = [f"mono{p}" for p in PERCENT], [f"mono{p}" for p in PERCENT if p <= 100]
     mixes, ratios = [n for n, _, _ in MIXES], [f"ratio{r}" for r in RATIOS]
-    anchors = {n: list(anchor_runs(scale, n).values()) for n in mixes}
-    longer = {n: [n if k == 1 else f"{n}-{k}x" for k in LONGER] for n in mixes}
-    wide = {n: [f"{n}-wide{d // 2}", n, f"{n}-wide{d * 2}"] for n in mixes}
+    anchors, longer = {n: anchor_runs(scale, n) for n in mixes}, {n: longer_runs(n) for n in mixes}
+    wide = {n: {d // 2: f"{n}-wide{d // 2}", d: n, d * 2: f"{n}-wide{d * 2}"} for n in mixes}
+    in_turn = lambda of_mix: [of_mix[n][x] for x in of_mix["ratio0.5"] for n in mixes if x in of_mix[n]]
     by_mix = lambda of_mix: [(n, style, of_mix[n]) for n, style, _ in MIXES]
     return {
         "main": Table("Imbalanced against balanced", mixes + mono, []),
@@ -236,13 +243,12 @@ def tables(scale):
         "ratio": Table("Ratio sweep, to the extreme split", ratios, law, draw=draw_ratio),
         "cost": Table("What imbalance costs the dominant language", ratios, law, costs),
         "embeddings": Table("A token's embedding and its clone's", ratios, [], similarities, draw_embeddings, (1, 2, (11, 4.5))),
-        "longer": Table("Longer training", [n for pair in zip(*longer.values()) for n in pair] + mono[len(law):], law, draw=lines(by_mix(longer), LONGER, "training tokens, times 1x")),
+        "longer": Table("Longer training", in_turn(longer) + mono[len(law):], law, draw=lines(by_mix(longer), "training tokens, times 1x")),
         "languages": Table("Ten languages", ["ten-hub", "ten-even"], law),
         "schedule": Table("Language schedules", ["schedule0.9,0.1", "schedule1,0", "ratio0.5"], law),
-        "anchors": Table("Anchor points: a part of the vocabulary shared", [n for pair in zip(*anchors.values()) for n in pair], law,
-                         draw=lines(by_mix(anchors), ANCHORS, "anchor points, % of the vocabulary")),
-        "size": Table("Model size", [n for pair in zip(*wide.values()) for n in pair], law + [f"mono{p}-wide{w}" for w in (d // 2, d * 2) for p in (10, 50, 100)],
-                      draw=lines(by_mix(wide), (d // 2, d, d * 2), "d_model, the width of the residual stream"))}
+        "anchors": Table("Anchor points: a part of the vocabulary shared", in_turn(anchors), law, draw=lines(by_mix(anchors), "anchor points, % of the vocabulary")),
+        "size": Table("Model size", in_turn(wide), law + [f"mono{p}-wide{w}" for w in (d // 2, d * 2) for p in (10, 50, 100)],
+                      draw=lines(by_mix(wide), "d_model, the width of the residual stream"))}
 
 
 def write_report(out, scale, found, changed):

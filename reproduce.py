@@ -30,7 +30,7 @@ import report
 import runs
 from cli import BadInput, Parser, run, write_json
 from model import SIZES, faster_dtype, pick_device
-from report import LONGER, PERCENT, RATIOS, anchor_runs
+from report import PERCENT, RATIOS, anchor_runs, longer_runs
 
 HERE = Path(__file__).parent
 
@@ -53,7 +53,7 @@ def grid(scale):
     all_runs = {f"mono{p}": mono(p) for p in PERCENT} | {f"ratio{r}": {"ratio": r} for r in RATIOS}
     all_runs |= {"ten-even": {"languages": 10}, "ten-hub": {"languages": 10, "ratio": 0.5}}
     all_runs |= {f"schedule{s}": {"schedule": s} for s in ("0.9,0.1", "1,0")}
-    all_runs |= {f"ratio{r}-{k}x": {"ratio": r, "steps": int(k * steps)} for k in LONGER if k != 1 for r in (0.9, 0.5)}
+    all_runs |= {name: {"ratio": r, "steps": int(k * steps)} for r in (0.9, 0.5) for k, name in longer_runs(f"ratio{r}").items() if k != 1}
     all_runs |= {name: {"ratio": r, "cloned": round(1 - p / 100, 2)} for r in (0.9, 0.5) for p, name in anchor_runs(scale, f"ratio{r}").items() if name != f"ratio{r}"}
     for w, h in ((width // 2, heads // 2), (width * 2, heads * 2)):
         all_runs |= {f"{name}-wide{w}": options | {"d_model": w, "n_head": h}

@@ -81,6 +81,9 @@ def test_another_ratio_sees_the_same_text_in_the_same_order():
         (a, lang_a), (b, lang_b) = (batches(np.array([[r, 1 - r]]))(step) for r in (0.9, 0.5))
         assert (a % (1 << 16) == b % (1 << 16)).all()
         assert (lang_a <= lang_b).all()  # a sequence in EN1 at 50 % is in EN1 at 90 % too
+    shared = clone.clone_table(1 << 16, 2, (1 << 16) - 1, cloned=0)
+    a, b = (clone.make_batches(TEXT, shared, np.array([[r, 1 - r]]), 15, 8, 400, 0)(7)[0] for r in (0.9, 0.5))
+    assert (a == b).all()  # so that with every token an anchor point all mixes are one run
 
 
 def test_shares_and_stages_hold_in_the_long_run():

@@ -84,7 +84,7 @@ def test_planted_efficiency_comes_out_in_the_tables(tmp_path):
     costly = float(rows(report.costs(found, ["ratio0.5"]), "ratio0.5")[0][4].split("%")[0])
     n = found["ratio0.5"][0]["eval"]["languages"][0]["tokens_seen"]
     assert costly == pytest.approx(100 * (LAW(0.9 * n) / LAW(n) - 1), abs=0.5)
-    assert report.stat([1.0, 2.0, 3.0]) == "2.00 ± 1.00" and report.stat([1.5]) == "1.50" and report.stat([1.0, None]) == "-"
+    assert report.stat([1.0, 2.0, 3.0]) == "2.00 ± 1.00" and report.stat([1.5]) == "1.50" and report.stat([1.0, None]) == "-" and report.stat([9.04e10]) == "9.0e+10"
 
 
 def test_a_table_shows_what_is_there_and_names_what_is_not(tmp_path):
