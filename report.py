@@ -247,7 +247,7 @@ def tables(scale):
         "languages": Table("Ten languages", ["ten-hub", "ten-even"], law),
         "schedule": Table("Language schedules", ["schedule0.9,0.1", "schedule1,0", "ratio0.5"], law),
         "anchors": Table("Anchor points: a part of the vocabulary shared", in_turn(anchors), law, draw=lines(by_mix(anchors), "anchor points, % of the vocabulary")),
-        "size": Table("Model size", in_turn(wide), law + [f"mono{p}-wide{w}" for w in (d // 2, d * 2) for p in (10, 50, 100)],
+        "size": Table("Model size", in_turn(wide) + [f"mono{p}-wide{w}" for w in (d // 2, d * 2) for p in (10, 50, 100)], law,
                       draw=lines(by_mix(wide), "d_model, the width of the residual stream"))}
 
 
