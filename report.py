@@ -156,7 +156,7 @@ def draw_ratio(fig, axes, found):
     axes[0, 1].axhline(1, color="0.6", lw=1)
     for measure, words, colour in ((retrieval, "retrieval@1, middle layer", clone.COLOURS[4]), (gradient, "gradient cosine", clone.COLOURS[5])):
         points(axes[0, 2], ratios, [[measure(r) for r in found[n]] for n in names], fmt="o-", color=colour, label=words)
-    runs.tidy(axes[0, 2], xlabel="share of EN1", ylim=(0, 1), title="Are the two represented alike?")
+    runs.tidy(axes[0, 2], xlabel="share of EN1", ylim=(-0.03, 1.03), title="Are the two represented alike?")
     runs.tidy(axes[0, 0], xlabel="million tokens seen in the language", ylabel="test perplexity", title="Each language against monolingual models\n(orange numbers: share of EN1)")
     runs.tidy(axes[0, 1], xlabel="share of EN1", ylabel="token efficiency", title="TEff: above 1, something crossed over")
 
@@ -201,7 +201,7 @@ def lines(groups, xlabel):
             runs.tidy(ax, xlabel=xlabel, ylabel=ylabel)
         for (words, style, names), (_, _, colour) in zip(groups, MIXES):
             points(axes[0, 2], names, [[retrieval(r) for r in found.get(n, ())] for n in names.values()], fmt=style, color=colour, label=words)
-        runs.tidy(axes[0, 2], xlabel=xlabel, ylabel="retrieval@1, middle layer", ylim=(0, 1))
+        runs.tidy(axes[0, 2], xlabel=xlabel, ylabel="retrieval@1, middle layer", ylim=(-0.03, 1.03))
     return draw
 
 
