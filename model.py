@@ -178,7 +178,7 @@ def faster_dtype(device):
         return torch.float32
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
-        a, b = torch.ones(2048, 256, dtype=dtype), torch.ones(256, 1024, dtype=dtype)
+        a, b = torch.ones(512, 256, dtype=dtype), torch.ones(256, 512, dtype=dtype)  # small: a CPU without bf16 instructions takes 0.1 s for it
         a @ b  # the first one sets things up
         times = []
         for _ in range(5):
