@@ -1,6 +1,9 @@
 """What the tests share: a small corpus, and a way to run a script's main() as the command line does."""
+import contextlib
+import io
 import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +50,21 @@ def script(folder, name, *options, **kwargs):
     """Start a script in a folder, as a user would; returns the Popen."""
     kwargs = {"env": {**os.environ, "OMP_NUM_THREADS": "1"}} | kwargs
     return subprocess.Popen([sys.executable, str(ROOT / name), *options], cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs)
+
+
+def train_here(folder, *options):
+    """train.py with the options, in this process: a script that starts anew spends seconds on its imports. Returns what it printed."""
+    import train
+    out, argv, handlers = io.StringIO(), sys.argv, {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        sys.argv = ["train.py", *options]
+        with contextlib.chdir(folder), contextlib.redirect_stdout(out):
+            train.main()
+    finally:
+        sys.argv = argv
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return out.getvalue()
 
 
 def fails(main, options, monkeypatch, capsys):

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import fails, script, write_corpus
+from conftest import fails, train_here, write_corpus
 
 import align
 import clone
@@ -210,9 +210,7 @@ def work(tmp_path_factory):
     here = tmp_path_factory.mktemp("align")
     write_corpus(here / "books")
     for options in (["--ratio=0.6", "--tied=true", "--run=a"], ["--ratio=0.4,0.3,0.3", "--tied=false", "--run=b"], ["--languages=1", "--run=mono"]):
-        process = script(here, "train.py", "--corpus=books", "--vocab_size=300", "--n_layer=2", "--d_model=16", "--context=16", "--batch_size=8", "--steps=40", *options)
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == 0, out + err
+        train_here(here, "--corpus=books", "--vocab_size=300", "--n_layer=2", "--d_model=16", "--context=16", "--batch_size=8", "--steps=40", *options)
     return here
 
 

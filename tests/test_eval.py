@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import fails, script, write_corpus
+from conftest import fails, train_here, write_corpus
 
 import clone
 import runs
@@ -208,9 +208,7 @@ def work(tmp_path_factory):
     tiny = ["--vocab_size=300", "--n_layer=2", "--d_model=16", "--context=16", "--batch_size=8", "--lr=0.01"]
     jobs = [("both", "books", "--ratio=0.7", 150), ("other", "others", "--ratio=0.7", 10)] + [(f"mono{n}", "books", "--languages=1", n) for n in (30, 60, 120, 240)]
     for name, corpus, mix, steps in jobs:
-        process = script(here, "train.py", *tiny, f"--corpus={corpus}", mix, f"--steps={steps}", f"--run={name}")
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == 0, out + err
+        train_here(here, *tiny, f"--corpus={corpus}", mix, f"--steps={steps}", f"--run={name}")
     return here
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, fails, listing, script
+from conftest import ROOT, fails, listing, script, train_here
 
 import runs
 import train
@@ -70,14 +70,14 @@ def test_shares_are_those_asked_for(trained):
 
 
 def test_monolingual(prepared):
-    finish(script(prepared, "train.py", *TINY, "--languages=1", "--steps=10", "--run=mono"))
+    train_here(prepared, *TINY, "--languages=1", "--steps=10", "--run=mono")
     assert runs.read_log(prepared / "runs/mono", "val_loss")[-1]["retrieval@1"] == {}
 
 
 def test_a_run_without_a_name_gets_a_new_one_each_time(prepared):
     before = set(os.listdir(prepared / "runs")) if (prepared / "runs").exists() else set()
     for _ in range(2):
-        finish(script(prepared, "train.py", *TINY, "--steps=2"))
+        train_here(prepared, *TINY, "--steps=2")
     assert len(set(os.listdir(prepared / "runs")) - before) == 2
 
 
@@ -86,7 +86,7 @@ def test_optimisers_and_gradient_accumulation(prepared, optimizer):
     losses = []
     for micro in ("8", "3"):
         name = f"{optimizer}-{micro}"
-        finish(script(prepared, "train.py", *TINY, "--steps=20", "--dtype=float32", f"--optimizer={optimizer}", f"--micro_batch={micro}", f"--run={name}"))
+        train_here(prepared, *TINY, "--steps=20", "--dtype=float32", f"--optimizer={optimizer}", f"--micro_batch={micro}", f"--run={name}")
         losses.append(runs.read_log(prepared / "runs" / name, "val_loss")[-1]["val_loss"])
     assert losses[0] == pytest.approx(losses[1], abs=0.02 if optimizer == "muon" else 1e-4)  # muon orthogonalises in bf16
     assert losses[0][0] < math.log(600) - 0.2
@@ -155,7 +155,7 @@ def test_a_finished_run_resumed_stays_as_it_is(prepared, uninterrupted):
 
 def test_two_processes_learn_what_one_does(prepared):
     options = [*TINY, "--ratio=0.8", "--steps=30", "--dtype=float32", "--lr=0.01"]
-    finish(script(prepared, "train.py", *options, "--run=one"))
+    train_here(prepared, *options, "--run=one")
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--", str(ROOT / "train.py"), *options, "--run=two"]
     result = subprocess.run(command, cwd=prepared, env=env, capture_output=True, text=True, timeout=300)
