@@ -125,11 +125,11 @@ def points(ax, x, values, **style):
 
 def draw_law(ax, found):
     """The monolingual runs and the law through them."""
-    tokens, ppl = np.array(sorted(eval_.law_points([(r["config"], r["eval"]) for p in PERCENT for r in found.get(f"mono{p}", ())]))).T
-    law = eval_.fit_law(tokens, ppl, n_bootstrap=0)
+    mono = eval_.law_points([(r["config"], r["eval"]) for p in PERCENT for r in found.get(f"mono{p}", ())])
+    law, tokens = eval_.fit_law(*zip(*mono), n_bootstrap=0), sorted({n for n, _ in mono})
     n = np.geomspace(law.smallest * 0.8, law.largest * 1.2, 200)
     ax.plot(n / 1e6, [law.ppl(v) for v in n], color="0.6", lw=1, label="monolingual law")
-    ax.plot(tokens / 1e6, ppl, "x--", color="0.4", ms=5, lw=0.8, label="monolingual runs")
+    points(ax, [n / 1e6 for n in tokens], [[ppl for n_, ppl in mono if n_ == n] for n in tokens], fmt="x--", color="0.4", lw=0.8, label="monolingual runs")
 
 
 def sweep(found):
