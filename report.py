@@ -24,7 +24,7 @@ PAPER = {"ratio0.9": (22.46, 32.81, 1.00, 2.08), "ratio0.5": (26.13, 26.14, 0.89
 PAPER_COSINE = {"ratio0.5": [.55, .79, .83, .88, .85, .83, .78, .66, .56, .46, .25, -.21], "ratio0.9": [.86, .93, .96, .96, .96, .96, .96, .95, .94, .90, .67, .11]}
 PAPER_GRADIENT = {"ratio0.5": 0.07, "ratio0.9": 0.53}
 EN = (("EN1", clone.COLOURS[0]), ("EN2", clone.COLOURS[1]))
-MIXES = (("ratio0.9", "o-", clone.COLOURS[2]), ("ratio0.5", "s--", clone.COLOURS[3]))
+MIXES = (("ratio0.9", "90/10", "o-", clone.COLOURS[2]), ("ratio0.5", "50/50", "s--", clone.COLOURS[3]))
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Tables
@@ -118,9 +118,9 @@ def similarities(found, names):
 # Figures: EN1 and EN2 in their colours everywhere; bars are one standard deviation over seeds
 
 def points(ax, x, values, **style):
-    """A line through the means of values, a list of seeds for each x, with bars of one standard deviation."""
+    """A line through the means of values, a list of seeds for each x, with bars of one standard deviation; a single seed has none."""
     kept = [(a, [w for w in v if w is not None]) for a, v in zip(x, values) if any(w is not None for w in v)]
-    ax.errorbar([a for a, _ in kept], [np.mean(v) for _, v in kept], [np.std(v, ddof=1) if len(v) > 1 else 0 for _, v in kept], capsize=3, ms=5, **style)
+    ax.errorbar([a for a, _ in kept], [np.mean(v) for _, v in kept], [np.std(v, ddof=1) if len(v) > 1 else np.nan for _, v in kept], capsize=3, ms=5, **style)
 
 
 def draw_law(ax, found):
@@ -139,69 +139,85 @@ def sweep(found):
 
 
 def draw_ratio(fig, axes, found):
+    law, teff, alike = axes[0]
     ratios, names = sweep(found)
-    draw_law(axes[0, 0], found)
-    for which, colour in EN:
+    draw_law(law, found)
+    for i, (which, colour) in enumerate(EN):
         tokens = [of(found[n][0], which, "tokens_seen") / 1e6 for n in names]
-        points(axes[0, 0], tokens, [[of(r, which, "ppl") for r in found[n]] for n in names], fmt="o", color=colour, label=which)
+        points(law, tokens, [[of(r, which, "ppl") for r in found[n]] for n in names], fmt="o", color=colour, label=which)
         for n, x in zip(names, tokens):
             if which == "EN2":
-                axes[0, 0].annotate(n.removeprefix("ratio"), (x, np.mean([of(r, which, "ppl") for r in found[n]])), xytext=(4, 5), textcoords="offset points", fontsize=7)
-        points(axes[0, 1], ratios, [[of(r, which, "teff_interpolated") for r in found[n]] for n in names], fmt="o-", color=colour, label=which)
-    axes[0, 0].set_xscale("log")
-    axes[0, 0].set_yscale("log")
-    axes[0, 0].xaxis.set_major_formatter("{x:g}")
-    axes[0, 0].yaxis.set_major_formatter("{x:g}")
-    axes[0, 0].yaxis.set_minor_formatter("{x:g}")
-    axes[0, 1].axhline(1, color="0.6", lw=1)
+                law.annotate(f"{100 * (1 - float(n.removeprefix('ratio'))):.0f} %", (x, np.mean([of(r, which, "ppl") for r in found[n]])), xytext=(5, 5), textcoords="offset points", fontsize=9)
+        points(teff, ratios, [[of(r, which, "teff_interpolated") for r in found[n]] for n in names], fmt="o-", color=colour, label=which)
+        teff.plot([0.9, 0.5], [PAPER[n][2 + i] for n in ("ratio0.9", "ratio0.5")], "D", mfc="none", ms=8, color=colour, label=f"{which} in the paper")
+    law.set_xscale("log")
+    law.set_yscale("log")
+    for axis in (law.xaxis, law.yaxis):
+        axis.set_major_formatter("{x:g}")
+    law.yaxis.set_minor_formatter("{x:g}")
+    teff.axhline(1, color="0.6", lw=1)
     for measure, words, colour in ((retrieval, "retrieval@1, middle layer", clone.COLOURS[4]), (gradient, "gradient cosine", clone.COLOURS[5])):
-        points(axes[0, 2], ratios, [[measure(r) for r in found[n]] for n in names], fmt="o-", color=colour, label=words)
-    runs.tidy(axes[0, 2], xlabel="share of EN1", ylim=(-0.03, 1.03), title="Are the two represented alike?")
-    runs.tidy(axes[0, 0], xlabel="million tokens seen in the language", ylabel="test perplexity", title="Each language against monolingual models\n(orange numbers: share of EN1)")
-    runs.tidy(axes[0, 1], xlabel="share of EN1", ylabel="token efficiency", title="TEff: above 1, something crossed over")
+        points(alike, ratios, [[measure(r) for r in found[n]] for n in names], fmt="o-", color=colour, label=words)
+    runs.tidy(law, xlabel="million tokens seen in the language", ylabel="test perplexity", title="Beside monolingual models\n(numbers: the share of EN2)")
+    runs.tidy(teff, xlabel="share of EN1", ylabel="token efficiency", title="TEff: above 1,\nsomething crossed over")
+    runs.tidy(alike, xlabel="share of EN1", ylabel="EN1 with EN2, from 0 to 1", ylim=(-0.03, 1.03), title="Are the two\nrepresented alike?")
 
 
 def draw_alignment(fig, axes, found):
-    for ax, (m, words) in zip(axes.flat, align.MEASURES.items()):
-        for n, style, colour in MIXES:
+    panels = iter(axes.flat)
+    fig.suptitle("The same text in two languages (dotted: shuffled pairs, the floor)", fontsize=12)
+    for m in ("cosine", "centred", "cka", "there"):
+        ax = next(panels)
+        for n, words, style, colour in MIXES:
             layers = range(len(found[n][0]["align"]["layers"]))
             for kind, line in (("value", style), ("floor", ":")):
-                points(ax, layers, [[r["align"]["layers"][i][m][kind] for r in found[n]] for i in layers], fmt=line, color=colour, label=n if kind == "value" else None)
-        runs.tidy(ax, xlabel="layer (0: the embedding)", title=words + "\n(dotted: shuffled pairs, the floor)")
-    for ax, (n, _, _) in zip(axes.flat[len(align.MEASURES):], MIXES):
+                points(ax, layers, [[r["align"]["layers"][i][m][kind] for r in found[n]] for i in layers], fmt=line, color=colour, label=words if kind == "value" else None)
+            if m == "cosine":
+                depth = np.arange(1, 13) / 12 * layers[-1]
+                ax.plot(depth, PAPER_COSINE[n], style[1:], color=colour, lw=1, alpha=0.6, label=f"{words} in the paper, its 12 layers over ours")
+        runs.tidy(ax, xlabel="layer (0: the embedding)", ylabel=align.MEASURES[m], ylim=(None, 1.03))
+    for n, words, _, _ in MIXES:
+        ax = next(panels)
         align.draw_gradients(fig, ax, {k: {"same": np.mean([r["align"]["gradients"][k]["same"] for r in found[n]])} for k in found[n][0]["align"]["gradients"]})
-        ax.set_title(f"{n}: cosine of the two\nlanguages' gradients")
-    for x, (n, _, colour) in enumerate(MIXES):
-        points(axes.flat[-1], [x], [[switch_gap(r) for r in found[n]]], fmt="o", color=colour)
-    runs.tidy(axes.flat[-1], ylabel="nats", xlim=(-0.5, 1.5), ylim=(0, None), title="Code-switch gap in EN2 after EN1\n(0: all context carries across)")
-    axes.flat[-1].set_xticks(range(len(MIXES)), [n for n, _, _ in MIXES])
+        ax.set_title(f"Gradients of the two languages, {words}")
+    for measure, theirs, ylabel, title in ((gradient, PAPER_GRADIENT, "cosine", "Gradients of the two languages, mean over the blocks"),
+                                           (switch_gap, {}, "nats", "Code-switch gap in EN2 after EN1\n(0: all context carries across)")):
+        ax = next(panels)
+        for x, (n, words, style, colour) in enumerate(MIXES):
+            points(ax, [x], [[measure(r) for r in found[n]]], fmt=style[0], color=colour)
+            if n in theirs:
+                ax.plot([x], [theirs[n]], "D", mfc="none", ms=8, color=colour, label=f"{words} in the paper")
+        runs.tidy(ax, ylabel=ylabel, title=title, xlim=(-0.5, 1.5), ylim=(0, None))
+        ax.set_xticks(range(len(MIXES)), [words for _, words, _, _ in MIXES])
 
 
 def draw_embeddings(fig, axes, found):
     ratios, names = sweep(found)
-    for colour, side in zip(clone.COLOURS[2:], found[names[0]][0]["align"]["embeddings"]):
+    for ax, colour, side in zip(axes[0, 1:], ("black", "0.55"), found[names[0]][0]["align"]["embeddings"]):
         for kind, style in (("value", "o-"), ("floor", ":")):
             points(axes[0, 0], [1 - r for r in ratios], [[x["align"]["embeddings"][side][kind] for x in found[n]] for n in names], fmt=style, color=colour,
                    label=f"{side} embedding" if kind == "value" else None)
-        for n, style in ((n, style) for n, style, _ in MIXES if n in found):
-            bins = [[b["cosine"] for b in r["align"]["embeddings"][side]["by_frequency"]] for r in found[n]]
-            points(axes[0, 1], [b["tokens_per_million"] for b in found[n][0]["align"]["embeddings"][side]["by_frequency"]], list(zip(*bins)), fmt=style, color=colour, label=f"{side}, {n}")
-    axes[0, 1].set_xscale("log")
+        for n, words, style, mix in MIXES:
+            bins = [r["align"]["embeddings"][side]["by_frequency"] for r in found.get(n, ())]
+            for kind, line in (("cosine", style), ("floor", ":")):
+                points(ax, [b["tokens_per_million"] for b in bins[0]] if bins else [], list(zip(*([b[kind] for b in seed] for seed in bins))), fmt=line, color=mix, label=words if kind == "cosine" else None)
+        ax.set_xscale("log")
+        runs.tidy(ax, xlabel="occurrences per million tokens", ylabel="cosine", title=f"{side} embedding, by frequency\n(dotted: all pairs)")
     runs.tidy(axes[0, 0], xlabel="share of EN2", ylabel="cosine", title="A token's embedding and its clone's\n(dotted: shuffled, the floor)")
-    runs.tidy(axes[0, 1], xlabel="how often the token occurs, per million tokens", ylabel="cosine", title="The same, by frequency")
 
 
 def lines(groups, xlabel):
-    """Draw test perplexity and token efficiency of EN1 and EN2, and their retrieval@1, against x, for each of groups (words, style, {x: run})."""
+    """Draw test perplexity and token efficiency of EN1 and EN2, and their retrieval@1, against x, for each mix in groups, {mix: {x: run}}."""
     def draw(fig, axes, found):
-        for ax, key, ylabel in zip(axes.flat, ("ppl", "teff_interpolated"), ("test perplexity", "token efficiency")):
-            for words, style, names in groups:
-                for which, colour in EN:
-                    points(ax, names, [[of(r, which, key) for r in found.get(n, ())] for n in names.values()], fmt=style, color=colour, label=f"{which}, {words}")
-            runs.tidy(ax, xlabel=xlabel, ylabel=ylabel)
-        for (words, style, names), (_, _, colour) in zip(groups, MIXES):
-            points(axes[0, 2], names, [[retrieval(r) for r in found.get(n, ())] for n in names.values()], fmt=style, color=colour, label=words)
-        runs.tidy(axes[0, 2], xlabel=xlabel, ylabel="retrieval@1, middle layer", ylim=(-0.03, 1.03))
+        for mix, words, style, colour in MIXES:
+            names = groups[mix]
+            for ax, key in zip(axes.flat, ("ppl", "teff_interpolated")):
+                for which, language in EN:
+                    points(ax, names, [[of(r, which, key) for r in found.get(n, ())] for n in names.values()], fmt=style, color=language, label=f"{which}, {words}")
+            points(axes[0, 2], names, [[retrieval(r) for r in found.get(n, ())] for n in names.values()], fmt=style, color=colour, label=f"EN1 with EN2, {words}")
+        axes[0, 1].axhline(1, color="0.6", lw=1)
+        for ax, labels in zip(axes.flat, ({"ylabel": "test perplexity"}, {"ylabel": "token efficiency"}, {"ylabel": "retrieval@1, middle layer", "ylim": (-0.03, 1.03)})):
+            runs.tidy(ax, xlabel=xlabel, xticks=[x for x, n in groups["ratio0.5"].items() if n in found], **labels)
     return draw
 
 
@@ -214,7 +230,7 @@ class Table(NamedTuple):
     needs: list  # other runs that it is made from
     text: Callable = perplexities  # (found, runs) -> Markdown
     draw: Callable | None = None  # (fig, axes, found), with axes of rows x columns panels, size in inches
-    panels: tuple = (1, 3, (16, 4.5))
+    panels: tuple = (1, 3, (12, 4.2))
 
 
 def anchor_runs(scale, mix):
@@ -232,23 +248,22 @@ def tables(scale):
     """{name: Table} of a scale, in the order in which they are made."""
     d = SIZES[scale]["d_model"]
     mono, law = [f"mono{p}" for p in PERCENT], [f"mono{p}" for p in PERCENT if p <= 100]
-    mixes, ratios = [n for n, _, _ in MIXES], [f"ratio{r}" for r in RATIOS]
+    mixes, ratios = [n for n, *_ in MIXES], [f"ratio{r}" for r in RATIOS]
     anchors, longer = {n: anchor_runs(scale, n) for n in mixes}, {n: longer_runs(n) for n in mixes}
     wide = {n: {d // 2: f"{n}-wide{d // 2}", d: n, d * 2: f"{n}-wide{d * 2}"} for n in mixes}
     in_turn = lambda of_mix: [of_mix[n][x] for x in of_mix["ratio0.5"] for n in mixes if x in of_mix[n]]
-    by_mix = lambda of_mix: [(n, style, of_mix[n]) for n, style, _ in MIXES]
     return {
         "main": Table("Imbalanced against balanced", mixes + mono, []),
-        "alignment": Table("Are the two languages represented alike?", mixes, [], alignments, draw_alignment, (2, 4, (16, 8))),
+        "alignment": Table("Are the two languages represented alike?", mixes, [], alignments, draw_alignment, (4, 2, (10, 13))),
         "ratio": Table("Ratio sweep, to the extreme split", ratios, law, draw=draw_ratio),
         "cost": Table("What imbalance costs the dominant language", ratios, law, costs),
-        "embeddings": Table("A token's embedding and its clone's", ratios, [], similarities, draw_embeddings, (1, 2, (11, 4.5))),
-        "longer": Table("Longer training", in_turn(longer) + mono[len(law):], law, draw=lines(by_mix(longer), "training tokens, times 1x")),
+        "embeddings": Table("A token's embedding and its clone's", ratios, [], similarities, draw_embeddings),
+        "longer": Table("Longer training", in_turn(longer) + mono[len(law):], law, draw=lines(longer, "training tokens, times 1x")),
         "languages": Table("Ten languages", ["ten-hub", "ten-even"], law),
         "schedule": Table("Language schedules", ["schedule0.9,0.1", "schedule1,0", "ratio0.5"], law),
-        "anchors": Table("Anchor points: a part of the vocabulary shared", in_turn(anchors), law, draw=lines(by_mix(anchors), "anchor points, % of the vocabulary")),
+        "anchors": Table("Anchor points: a part of the vocabulary shared", in_turn(anchors), law, draw=lines(anchors, "anchor points, % of the vocabulary")),
         "size": Table("Model size", in_turn(wide) + [f"mono{p}-wide{w}" for w in (d // 2, d * 2) for p in (10, 50, 100)], law,
-                      draw=lines(by_mix(wide), "d_model, the width of the residual stream"))}
+                      draw=lines(wide, "d_model, the width of the residual stream"))}
 
 
 def write_report(out, scale, found, changed):
@@ -269,13 +284,13 @@ def write_report(out, scale, found, changed):
         text.append(table.text(found, shown))
         if table.draw:
             if changed is None or changed in needed or not (out / f"{name}.png").exists():
-                runs.figure(out / f"{name}.png", lambda fig, axes: (table.draw(fig, axes, found), legends(axes)), *table.panels)
+                runs.figure(out / f"{name}.png", lambda fig, axes: (table.draw(fig, axes, found), legend(fig)), *table.panels)
             text.append(f"![{table.title}]({name}.png)\n")
     with write(out / "README.md") as f:
         f.write("\n".join(text).encode())
 
 
-def legends(axes):
-    for ax in axes.flat:
-        if ax.get_legend_handles_labels()[0]:
-            ax.legend(frameon=False, fontsize=8)
+def legend(fig):
+    """One legend for all panels, below them."""
+    entries = {label: handle for ax in fig.axes for handle, label in zip(*ax.get_legend_handles_labels())}
+    fig.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=min(4, len(entries)), frameon=False, fontsize=10)

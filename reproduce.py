@@ -79,10 +79,10 @@ def do(out, scale, corpus, name, options, seed, threads, running):
     whole = [f"--size={scale}", f"--corpus={corpus}", *(f"--{k}={v}" for k, v in options.items()), f"--seed={seed}"]
     begun = (folder / "config.json").exists()
     calls = [["train.py", f"--run={run_name}", *(["--resume"] if begun else whole)], ["eval.py", str(folder)], ["align.py", str(folder)]]
-    print(f"  python {shlex.join(calls[0])}", flush=True)
     log.parent.mkdir(exist_ok=True)
     with open(log, "w") as f:
         for script, *rest in calls[:2 if options.get("languages") == 1 else 3]:
+            print(f"  python {shlex.join([script, *rest])}", flush=True)
             process = subprocess.Popen([sys.executable, HERE / script, *rest], stdout=f, stderr=subprocess.STDOUT, env=os.environ | threads, start_new_session=True)
             running.add(process)
             process.wait()

@@ -150,10 +150,11 @@ def figure(path, draw, rows, columns, size, dpi=130, **layout):
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    fig, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **layout)
-    draw(fig, axes)
-    with write(path) as f:
-        fig.savefig(f, dpi=dpi, format="png")
+    with plt.rc_context({"font.size": 11, "axes.titlesize": 11}):  # to be read at half size too
+        fig, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **layout)
+        draw(fig, axes)
+        with write(path) as f:
+            fig.savefig(f, dpi=dpi, format="png")
     plt.close(fig)
 
 

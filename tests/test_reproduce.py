@@ -160,7 +160,8 @@ def test_an_interrupted_grid_goes_on_and_a_failed_run_does_not_stop_the_others(t
     second = start(tiny, "--tables=alignment")
     out = second.communicate(timeout=300)[0]
     assert second.returncode == 1 and "FAILED ratio0.5 seed 0: train.py" in out and "exists: add --resume" in out, out
-    assert "--run=nano-books-ratio0.9-seed0 --resume" in out
+    for command in ("train.py --run={} --resume", "eval.py runs/{}", "align.py runs/{}"):
+        assert f"  python {command.format('nano-books-ratio0.9-seed0')}\n" in out  # every call, as a person would make it
     done = tiny / "results/nano/books/ratio0.9.seed0.json"
     result = json.loads(done.read_text())
     assert result["eval"]["languages"][0]["ppl"] < result["eval"]["languages"][1]["ppl"] and len(result["align"]["layers"]) == 2
