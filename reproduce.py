@@ -125,6 +125,12 @@ def flops_per_second(scale, device):
     return bench.matmul_flops(shape) / bench.turn("nanoclone", shape, device, faster_dtype(device), 5)[0]
 
 
+def time_left(total, finished, spent, jobs, elapsed):
+    """Seconds until all work is done, if all of it goes as fast as what is finished did. total, finished: work, in any unit; spent: seconds that the
+    finished part took, summed over runs; elapsed: seconds since the start, in which `jobs` runs at a time went on, finished or not."""
+    return max(0, total * spent / finished / jobs - elapsed)
+
+
 def hours(seconds):
     return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds / 60:.0f} min"
 
@@ -167,23 +173,29 @@ def main():
     out.mkdir(parents=True, exist_ok=True)
     report.write_report(out, args.scale, found, None)
     threads = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // args.jobs))} if args.jobs > 1 else {}
-    running, failed, start, total = set(), [], time.time(), seconds(todo)
+    running, failed, start, total, finished, spent = set(), [], time.time(), seconds(todo), 0, 0
+
+    def timed(*run):
+        begun = time.time()
+        return do(out, args.scale, args.corpus, *run, threads, running), time.time() - begun
+
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with ThreadPoolExecutor(args.jobs) as pool:
-        futures = {pool.submit(do, out, args.scale, args.corpus, name, options[name], seed, threads, running): (name, seed) for name, seed in todo}
+        futures = {pool.submit(timed, name, options[name], seed): (name, seed) for name, seed in todo}
         try:
             for future in as_completed(futures):
                 name, seed = futures.pop(future)
-                wrong = future.result()
+                wrong, took = future.result()
                 if wrong:
+                    total -= seconds([(name, seed)])
                     failed.append(f"{name} seed {seed}: {wrong}")
                     print(f"FAILED {failed[-1]}", flush=True)
                     continue
                 found = read(out, args.scale)
-                left = seconds(futures.values())
-                rest = (time.time() - start) * left / (total - left)
+                finished, spent = finished + seconds([(name, seed)]), spent + took
+                rest = time_left(total, finished, spent, args.jobs, time.time() - start)
                 languages = "  ".join(f"{x['name']} {x['ppl']:.2f}" for x in found[name][seed]["eval"]["languages"][:3])
-                print(f"{name} seed {seed}: test perplexity {languages}; {len(futures)} run{'s' * (len(futures) != 1)} to do, {hours(rest)}", flush=True)
+                print(f"{name} seed {seed}: test perplexity {languages}; {len(futures)} run{'s' * (len(futures) != 1)} to do, about {hours(rest)}", flush=True)
                 report.write_report(out, args.scale, found, name)
         except KeyboardInterrupt:
             print("interrupted: the same command goes on where this one stopped", flush=True)

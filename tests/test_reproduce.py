@@ -70,6 +70,12 @@ def test_the_cost_of_a_run_follows_its_tokens_and_its_vocabulary():
     assert cost(languages=1) < cost(ratio=0.9) < cost(languages=10) and cost(ratio=0.9) < cost(ratio=0.9, d_model=128, n_head=4)
 
 
+def test_the_time_left_counts_what_is_begun_but_not_finished():
+    assert reproduce.time_left(total=8, finished=1, spent=60, jobs=1, elapsed=60) == 7 * 60
+    assert reproduce.time_left(total=8, finished=1, spent=60, jobs=2, elapsed=60) == 6 * 60 / 2  # the other job has done as much as this one
+    assert reproduce.time_left(total=2, finished=2, spent=120, jobs=2, elapsed=70) == 0
+
+
 def test_planted_efficiency_comes_out_in_the_tables(tmp_path):
     out, grid = tmp_path / "results", reproduce.grid("nano")
     plant(out, "nano", grid, seeds=3, teff=lambda name, language: 2.0 if name == "ratio0.9" and language else 0.9 if name == "ratio0.5" else 1.0, jitter=1e-5)
