@@ -118,8 +118,9 @@ def similarities(found, names):
 # Figures: EN1 and EN2 in their colours everywhere; bars are one standard deviation over seeds
 
 def points(ax, x, values, **style):
-    """A line through the means of values, a list of seeds for each x, with bars of one standard deviation; a single seed has none."""
-    kept = [(a, [w for w in v if w is not None]) for a, v in zip(x, values) if any(w is not None for w in v)]
+    """A line through the means of values, a list of seeds for each x, with bars of one standard deviation; a single seed has none. Where a seed
+    has no value there is no point: the others would be those that do worse, or better."""
+    kept = [(a, v) for a, v in zip(x, map(list, values)) if v and None not in v]
     ax.errorbar([a for a, _ in kept], [np.mean(v) for _, v in kept], [np.std(v, ddof=1) if len(v) > 1 else np.nan for _, v in kept], capsize=3, ms=5, **style)
 
 

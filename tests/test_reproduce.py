@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 import align
 import report
@@ -91,6 +92,15 @@ def test_planted_efficiency_comes_out_in_the_tables(tmp_path):
     n = found["ratio0.5"][0]["eval"]["languages"][0]["tokens_seen"]
     assert costly == pytest.approx(100 * (LAW(0.9 * n) / LAW(n) - 1), abs=0.5)
     assert report.stat([1.0, 2.0, 3.0]) == "2.00 ± 1.00" and report.stat([1.5]) == "1.50" and report.stat([1.0, None]) == "-" and report.stat([9.04e10]) == "9.0e+10"
+
+
+def test_a_point_is_the_mean_of_all_seeds_or_not_there():
+    ax = Figure().subplots()
+    report.points(ax, [1, 2, 3, 4], [[1.0, 3.0], [5.0, None], [], [7.0]], fmt="o")
+    line, _, (bars,) = ax.containers[0]
+    assert line.get_xydata().tolist() == [[1, 2], [4, 7]]
+    one, alone = bars.get_segments()
+    assert one[:, 1] == pytest.approx([2 - 2**0.5, 2 + 2**0.5]) and not len(alone)
 
 
 def test_a_table_shows_what_is_there_and_names_what_is_not(tmp_path):
