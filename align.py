@@ -24,6 +24,7 @@ TOKENS = 65536  # of test text: for CKA and the gradients
 STATES = 2048  # of them kept: for the cosines and retrieval
 SHUFFLES = 8  # of the pairs, for the floor
 MARGIN = 0.02  # a measure is above its floor if by more than this and by more than 5 standard deviations of the shuffles
+SIDE_COLOURS = "black", "0.55"  # of the input and the output embedding
 MEASURES = {"cosine": "cosine", "centred": "centred cosine", "cka": "linear CKA", "there": "retrieval@1, EN1 to other", "back": "retrieval@1, other to EN1"}
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -265,7 +266,7 @@ def draw_one(folder, result):
         ax[0, 0].legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17))
         runs.tidy(ax[0, 0], xlabel="layer (0: the embedding)", ylabel="similarity", ylim=(None, 1.05), title="The same text in two languages\n(dotted: shuffled pairs, the floor)")
         draw_gradients(fig, ax[0, 1], s["gradients"])
-        for colour, (side, e) in zip(("black", "0.55"), s["embeddings"].items()):
+        for colour, (side, e) in zip(SIDE_COLOURS, s["embeddings"].items()):
             for kind, style in (("cosine", "o-"), ("floor", ":")):
                 ax[1, 0].plot([b["tokens_per_million"] for b in e["by_frequency"]], [b[kind] for b in e["by_frequency"]], style, color=colour,
                               label=f"{side} embedding" if kind == "cosine" else None)
@@ -283,18 +284,17 @@ def draw_one(folder, result):
 
 def draw_several(path, results):
     """One panel a measure: every run, layer by layer, with its floor."""
-    colours = clone.COLOURS[2:] + clone.COLOURS[:2]  # those of EN1 and EN2 last
+    colours = [(clone.COLOURS[2:] + clone.COLOURS[:2])[i % len(clone.COLOURS)] for i in range(len(results))]  # those of EN1 and EN2 last
+    summaries = [summary(result) for _, result in results]
 
     def draw(fig, ax):
         fig.suptitle("Are the languages represented alike? Several runs, layer by layer (dotted: shuffled pairs, the floor)")
         for panel, (m, name) in zip(ax.flat, MEASURES.items()):
-            for i, (folder, result) in enumerate(results):
-                colour, layers = colours[i % len(colours)], summary(result)["layers"]
-                panel.plot([layer[m]["value"] for layer in layers], "o-", ms=4, color=colour, label=folder.name)
-                panel.plot([layer[m]["floor"] for layer in layers], ":", color=colour)
+            for (folder, _), s, colour in zip(results, summaries, colours):
+                panel.plot([layer[m]["value"] for layer in s["layers"]], "o-", ms=4, color=colour, label=folder.name)
+                panel.plot([layer[m]["floor"] for layer in s["layers"]], ":", color=colour)
             runs.tidy(panel, title=name, xlabel="layer (0: the embedding)")
-        bars = ax.flat[-1].barh([folder.name for folder, _ in results], [block_mean(summary(r)["gradients"], "same") for _, r in results],
-                                color=[colours[i % len(colours)] for i in range(len(results))])
+        bars = ax.flat[-1].barh([folder.name for folder, _ in results], [block_mean(s["gradients"], "same") for s in summaries], color=colours)
         ax.flat[-1].bar_label(bars, fmt="%.2f")
         ax.flat[-1].margins(x=0.15)
         runs.tidy(ax.flat[-1], title="gradient cosine, mean over blocks")

@@ -146,9 +146,9 @@ def draw_ratio(fig, axes, found):
     for i, (which, colour) in enumerate(EN):
         tokens = [of(found[n][0], which, "tokens_seen") / 1e6 for n in names]
         points(law, tokens, [[of(r, which, "ppl") for r in found[n]] for n in names], fmt="o", color=colour, label=which)
-        for n, x in zip(names, tokens):
+        for ratio, n, x in zip(ratios, names, tokens):
             if which == "EN2":
-                law.annotate(f"{100 * (1 - float(n.removeprefix('ratio'))):.0f} %", (x, np.mean([of(r, which, "ppl") for r in found[n]])), xytext=(5, 5), textcoords="offset points", fontsize=9)
+                law.annotate(f"{100 * (1 - ratio):.0f} %", (x, np.mean([of(r, which, "ppl") for r in found[n]])), xytext=(5, 5), textcoords="offset points", fontsize=9)
         points(teff, ratios, [[of(r, which, "teff_interpolated") for r in found[n]] for n in names], fmt="o-", color=colour, label=which)
         teff.plot([0.9, 0.5], [PAPER[n][2 + i] for n in ("ratio0.9", "ratio0.5")], "D", mfc="none", ms=8, color=colour, label=f"{which} in the paper")
     law.set_xscale("log")
@@ -194,14 +194,14 @@ def draw_alignment(fig, axes, found):
 
 def draw_embeddings(fig, axes, found):
     ratios, names = sweep(found)
-    for ax, colour, side in zip(axes[0, 1:], ("black", "0.55"), found[names[0]][0]["align"]["embeddings"]):
+    for ax, colour, side in zip(axes[0, 1:], align.SIDE_COLOURS, found[names[0]][0]["align"]["embeddings"]):
         for kind, style in (("value", "o-"), ("floor", ":")):
             points(axes[0, 0], [1 - r for r in ratios], [[x["align"]["embeddings"][side][kind] for x in found[n]] for n in names], fmt=style, color=colour,
                    label=f"{side} embedding" if kind == "value" else None)
-        for n, words, style, mix in MIXES:
-            bins = [r["align"]["embeddings"][side]["by_frequency"] for r in found.get(n, ())]
+        for n, words, style, mix in (m for m in MIXES if m[0] in found):
+            bins = [r["align"]["embeddings"][side]["by_frequency"] for r in found[n]]
             for kind, line in (("cosine", style), ("floor", ":")):
-                points(ax, [b["tokens_per_million"] for b in bins[0]] if bins else [], list(zip(*([b[kind] for b in seed] for seed in bins))), fmt=line, color=mix, label=words if kind == "cosine" else None)
+                points(ax, [b["tokens_per_million"] for b in bins[0]], list(zip(*([b[kind] for b in seed] for seed in bins))), fmt=line, color=mix, label=words if kind == "cosine" else None)
         ax.set_xscale("log")
         runs.tidy(ax, xlabel="occurrences per million tokens", ylabel="cosine", title=f"{side} embedding, by frequency\n(dotted: all pairs)")
     runs.tidy(axes[0, 0], xlabel="share of EN2", ylabel="cosine", title="A token's embedding and its clone's\n(dotted: shuffled, the floor)")

@@ -185,14 +185,14 @@ def main():
         try:
             for future in as_completed(futures):
                 name, seed = futures.pop(future)
-                wrong, took = future.result()
+                (wrong, took), work = future.result(), seconds([(name, seed)])
                 if wrong:
-                    total -= seconds([(name, seed)])
+                    total -= work
                     failed.append(f"{name} seed {seed}: {wrong}")
                     print(f"FAILED {failed[-1]}", flush=True)
                     continue
                 found = read(out, args.scale)
-                finished, spent = finished + seconds([(name, seed)]), spent + took
+                finished, spent = finished + work, spent + took
                 rest = time_left(total, finished, spent, args.jobs, time.time() - start)
                 languages = "  ".join(f"{x['name']} {x['ppl']:.2f}" for x in found[name][seed]["eval"]["languages"][:3])
                 print(f"{name} seed {seed}: test perplexity {languages}; {len(futures)} run{'s' * (len(futures) != 1)} to do, about {hours(rest)}", flush=True)
