@@ -1,14 +1,20 @@
-"""Are the languages represented alike? Read off a model while it reads the same text in each of them.
+"""Are the languages represented alike? Read off a model while it reads one text in each of them.
 
-    python align.py runs/a                   # a table, runs/a/align.json and runs/a/align.png
-    python align.py runs/a runs/b ...        # and one figure that compares them layer by layer
+    python align.py runs/a              # a table, runs/a/align.json and runs/a/align.png
+    python align.py runs/a runs/b ...   # and one figure that compares them layer by layer
 
-Per layer (0: the embedding), for EN1 and each other language: cosine of the residual streams at the same position; the same after each
-language's mean is taken off; linear CKA; retrieval@1, how often the nearest state of the other language is the same position. One number
-alone misleads: a few large directions that all states share, or all of one position, make cosine and CKA high where no token is told from
-another. So each is shown with its floor, the same measure of pairs shuffled among states of one position, and said to be above it or not.
-Then the cosine of the two languages' loss gradients (paper: Gradient similarity), and that of each token's embedding and its clone's
-(paper: Embedding similarity).
+Per layer (0: the embedding), for EN1 and each other language:
+    cosine            of the residual streams at the same position
+    centred cosine    the same after each language's mean is taken off
+    linear CKA        are the states of one a rotation of those of the other?
+    retrieval@1       how often is the nearest state of the other language the same position?
+
+One number alone misleads. A few large directions that all states share, or all of one position,
+make cosine and CKA high where no token is told from another. So each is shown with its floor, the
+same measure of pairs shuffled among states of one position, and said to be above it or not.
+
+Then the cosine of the two languages' loss gradients (paper: Gradient similarity), and that of each
+token's embedding and its clone's (paper: Embedding similarity).
 """
 import numpy as np
 import torch
@@ -17,17 +23,19 @@ import torch.nn.functional as F
 import clone
 import data
 import runs
-from cli import BadInput, Parser, progress, run, write_json
+from lib import plots
+from lib.cli import BadInput, Parser, progress, run_main, write_json
+from lib.plots import MEASURES  # {key: what tables and pictures call it}
 from model import pick_device
 
 TOKENS = 65536  # of test text: for CKA and the gradients
 STATES = 2048  # of them kept: for the cosines and retrieval
 SHUFFLES = 8  # of the pairs, for the floor
-MARGIN = 0.02  # a measure is above its floor if by more than this and by more than 5 standard deviations of the shuffles
-SIDE_COLOURS = "black", "0.55"  # of the input and the output embedding
-MEASURES = {"cosine": "cosine", "centred": "centred cosine", "cka": "linear CKA", "there": "retrieval@1, EN1 to other", "back": "retrieval@1, other to EN1"}
+# a measure is above its floor if by more than this, and by more than 5 standard deviations of the
+# shuffles
+MARGIN = 0.02
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # Measures of two sets of states a, b [n, D], where a[i] and b[i] are of the same token
 
 def centre(x):
@@ -40,267 +48,387 @@ def cosine(a, b):
 
 
 def retrieval_at_1(a, b, order=None):
-    """How often is the nearest of b's states, by centred cosine, to a's i-th b's i-th (or the order[i]-th)? 0..1; by chance 1 / n."""
-    a, b = (F.normalize(centre(x.float()), dim=1) for x in (a, b))
-    order = torch.arange(len(a)) if order is None else order
-    return ((a @ b.T).argmax(1).cpu() == order).double().mean().item()
+    """How often is the nearest of b's states to a's i-th, by centred cosine, b's i-th? 0..1.
+
+    By chance 1 / n. order [n]: count a hit where it is b's order[i]-th, for the floor.
+    """
+    a = F.normalize(centre(a.float()), dim=1)
+    b = F.normalize(centre(b.float()), dim=1)
+    nearest = (a @ b.T).argmax(1).cpu()
+    right = torch.arange(len(a)) if order is None else order
+    return (nearest == right).double().mean().item()
 
 
 class StreamingCKA:
-    """Linear CKA of two streams of states (Kornblith et al. 2019) from running sums, so that memory does not grow with the text:
-    |B'A|^2 / (|A'A| |B'B|), Frobenius norms of the centred cross-products [D, D], in float64. Beside it, the same for shuffled pairs."""
+    """Linear CKA of two streams of states (Kornblith et al. 2019), in bounded memory.
+
+    CKA = |B'A|^2 / (|A'A| |B'B|): Frobenius norms of products [D, D] of the centred states. With
+    sums of x, y and x'y alone, the product of the centred states is x'y - sum(x)' sum(y) / n, so
+    nothing has to be kept that grows with the text. In float64. Beside it, the same for shuffled
+    pairs: only B'A changes with the pairing.
+    """
 
     def __init__(self):
-        self.n, self.sum_a, self.sum_b, self.aa, self.bb, self.ab = 0, 0, 0, 0, 0, [0] * (1 + SHUFFLES)
+        self.n = 0
+        self.sum_a, self.sum_b = 0, 0
+        self.aa, self.bb = 0, 0
+        self.ab = [0] * (1 + SHUFFLES)  # of the pairs as they are, and of each shuffle
 
     def add(self, a, b, orders=()):
-        """Add states a, b [n, D]; orders: SHUFFLES permutations [n], for the floor."""
+        """Add states a, b [n, D]. orders: SHUFFLES permutations [n], for the floor."""
         a, b = a.double(), b.double()
         self.n += len(a)
-        self.sum_a, self.sum_b = self.sum_a + a.sum(0), self.sum_b + b.sum(0)
-        self.aa, self.bb = self.aa + a.T @ a, self.bb + b.T @ b
+        self.sum_a = self.sum_a + a.sum(0)
+        self.sum_b = self.sum_b + b.sum(0)
+        self.aa = self.aa + a.T @ a
+        self.bb = self.bb + b.T @ b
         for i, order in enumerate([slice(None), *orders]):
             self.ab[i] = self.ab[i] + a.T @ b[order]
 
+    def norm(self, product, sum_x, sum_y):
+        """The Frobenius norm of the product of the centred states, from that of the raw ones."""
+        return (product - torch.outer(sum_x, sum_y) / self.n).norm()
+
     def value(self, shuffle=None):
         """CKA of the pairs as they are, or of the shuffle-th shuffled ones."""
-        off = lambda product, x, y: (product - torch.outer(x, y) / self.n).norm()  # cross-product of the centred states, from that of the raw
-        ab = off(self.ab[0 if shuffle is None else 1 + shuffle], self.sum_a, self.sum_b)
-        return (ab**2 / (off(self.aa, self.sum_a, self.sum_a) * off(self.bb, self.sum_b, self.sum_b))).item()
+        ab = self.norm(self.ab[0 if shuffle is None else 1 + shuffle], self.sum_a, self.sum_b)
+        aa = self.norm(self.aa, self.sum_a, self.sum_a)
+        bb = self.norm(self.bb, self.sum_b, self.sum_b)
+        return (ab**2 / (aa * bb)).item()
 
 
 def shuffled(positions, rng):
-    """A permutation [n] that pairs each of n states with another of the same position in its window, so that a model which knows positions
-    and nothing else is at the floor. positions int64 [n]."""
-    mixed = (positions + torch.rand(len(positions), generator=rng, dtype=torch.float64)).argsort()  # by position, in random order within one
-    groups, following = positions[mixed], torch.arange(1, len(positions) + 1)
-    following = torch.where(following < torch.searchsorted(groups, groups, right=True), following, torch.searchsorted(groups, groups))  # the last: the first
+    """A permutation [n] that pairs each of n states with another of the same position.
+
+    positions int64 [n]: where in its window each state stands. With this for a floor, a model
+    which knows positions and nothing else is at it. For example
+
+        positions   0 1 0 1 0      states 0, 2, 4 are first tokens, 1 and 3 second ones
+        shuffled    4 3 0 1 2      each is paired with another of its kind, in a random cycle
+    """
+    # sort by position, and at random within one: mixed = 2 0 4 | 3 1, say
+    tie_break = torch.rand(len(positions), generator=rng, dtype=torch.float64)
+    mixed = (positions + tie_break).argsort()
+
+    # each is paired with the one after it, and the last of a position with the first of it
+    groups = positions[mixed]
+    following = torch.arange(1, len(positions) + 1)
+    group_start = torch.searchsorted(groups, groups)
+    group_end = torch.searchsorted(groups, groups, right=True)
+    following = torch.where(following < group_end, following, group_start)
+
     order = torch.empty_like(mixed)
     order[mixed] = mixed[following]
     return order
 
 
 def against_floor(value, floors):
-    """{"value", "floor": the mean of the shuffled ones, "above": whether the value is clearly above it}."""
+    """{"value", "floor": the mean of the shuffled ones, "above": is it clearly above them?}."""
     floor, spread = float(np.mean(floors)), float(np.std(floors, ddof=1))
-    return {"value": float(value), "floor": floor, "above": bool(value - floor > max(MARGIN, 5 * spread))}
+    above = value - floor > max(MARGIN, 5 * spread)
+    return {"value": float(value), "floor": floor, "above": bool(above)}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What is read off a model
+# ------------------------------------------------------------------------------------------------
+# Hidden states
 
 def kept_windows(n, T):
-    """Which of n windows of T tokens have their states kept: about STATES of them, from all over the text."""
-    return np.unique(np.linspace(0, n - 1, -(-STATES // T)).astype(int))
+    """Which of n windows of T tokens have their states kept: about STATES, from all the text."""
+    wanted = -(-STATES // T)  # rounded up
+    return np.unique(np.linspace(0, n - 1, wanted).astype(int))
 
 
 @torch.no_grad()
-def layer_similarity(model, base, row_a, row_b, device, say=lambda share: None):
-    """Each measure of MEASURES against its floor, for each layer, of one text in two languages: [{measure: against_floor(...)}].
+def layer_similarity(model, base, row_a, row_b, device, say=None):
+    """Each of MEASURES against its floor, for each layer, of one text in two languages.
 
-    base [n, T]: ids of the text as tokenised; row_a, row_b [V]: the ids of the two languages. Positions of anchor points are left out: their
-    states are alike by construction."""
+    base [n, T]: ids of the text as tokenised; row_a, row_b [V]: the ids of the two languages.
+    Returns [{measure: against_floor(...)}], a dict a layer. Positions of anchor points are left
+    out: their states are alike by construction. say: called with the share that is done.
+    """
     exact = "cpu" if device.type == "mps" else device  # MPS has no float64
     n_layers, T = len(model.blocks) + 1, base.shape[1]
-    ckas, kept = [StreamingCKA() for _ in range(n_layers)], [([], []) for _ in range(n_layers)]
-    rng, per_batch = torch.Generator().manual_seed(0), max(1, 4096 // T)
-    whole = kept_windows(len(base), T)
+    rng = torch.Generator().manual_seed(0)
     cloned = torch.from_numpy(clone.cloned_positions(base, row_a, row_b)).to(exact)
+    kept = kept_windows(len(base), T)
+
+    # read the text once: CKA takes all states as they pass, the other measures a sample of them
+    ckas = [StreamingCKA() for _ in range(n_layers)]
+    samples = [([], []) for _ in range(n_layers)]  # of each layer, the states in both languages
+    per_batch = max(1, 4096 // T)
     for i in range(0, len(base), per_batch):
-        streams = [[x.to(exact) for x in model.residual_stream(torch.from_numpy(row[base[i:i + per_batch]]).to(device))] for row in (row_a, row_b)]
-        mask = cloned[i:i + per_batch]
-        orders = [shuffled(mask.nonzero()[:, 1].cpu(), rng).to(exact) for _ in range(SHUFFLES)]
-        chosen = [j for j in range(len(streams[0][0])) if i + j in whole]
-        for layer, (a, b) in enumerate(zip(*streams)):
+        text, mask = base[i:i + per_batch], cloned[i:i + per_batch]
+        stream_a, stream_b = (
+            [x.to(exact) for x in model.residual_stream(torch.from_numpy(row[text]).to(device))]
+            for row in (row_a, row_b))
+        positions = mask.nonzero()[:, 1].cpu()
+        orders = [shuffled(positions, rng).to(exact) for _ in range(SHUFFLES)]
+        chosen = [j for j in range(len(text)) if i + j in kept]
+        for layer in range(n_layers):
+            a, b = stream_a[layer], stream_b[layer]
             ckas[layer].add(a[mask], b[mask], orders)
-            for states, x in zip(kept[layer], (a, b)):
+            for states, x in zip(samples[layer], (a, b)):
                 states.append(x[chosen][mask[chosen]].float())
-        say(min(1, (i + per_batch) / len(base)))
-    result, positions = [], cloned[whole].nonzero()[:, 1].cpu()
-    for cka, states in zip(ckas, kept):
-        a, b = (torch.cat(s) for s in states)
-        ca, cb = centre(a), centre(b)
+        if say:
+            say(min(1, (i + per_batch) / len(base)))
+
+    positions = cloned[kept].nonzero()[:, 1].cpu()
+    result = []
+    for cka, (states_a, states_b) in zip(ckas, samples):
+        a, b = torch.cat(states_a), torch.cat(states_b)
         shuffles = [shuffled(positions, rng) for _ in range(SHUFFLES)]
-        result.append({
-            "cosine": against_floor(cosine(a, b), [cosine(a, b[s]) for s in shuffles]),
-            "centred": against_floor(cosine(ca, cb), [cosine(ca, cb[s]) for s in shuffles]),
-            "cka": against_floor(cka.value(), [cka.value(i) for i in range(SHUFFLES)]),
-            "there": against_floor(retrieval_at_1(a, b), [retrieval_at_1(a, b, s) for s in shuffles]),
-            "back": against_floor(retrieval_at_1(b, a), [retrieval_at_1(b, a, s) for s in shuffles])})
+        result.append(compare_states(a, b, shuffles) | {
+            "cka": against_floor(cka.value(), [cka.value(i) for i in range(SHUFFLES)])})
     return result
 
+
+def compare_states(a, b, shuffles):
+    """The measures that need the states a, b [n, D] themselves: cosines and retrieval."""
+    ca, cb = centre(a), centre(b)
+    return {
+        "cosine": against_floor(cosine(a, b), [cosine(a, b[s]) for s in shuffles]),
+        "centred": against_floor(cosine(ca, cb), [cosine(ca, cb[s]) for s in shuffles]),
+        "retrieval": against_floor(retrieval_at_1(a, b),
+                                   [retrieval_at_1(a, b, s) for s in shuffles]),
+        "retrieval_back": against_floor(retrieval_at_1(b, a),
+                                        [retrieval_at_1(b, a, s) for s in shuffles]),
+    }
+
+
+# ------------------------------------------------------------------------------------------------
+# Gradients
 
 def gradient_similarity(model, base, row_a, row_b, device):
-    """Cosine of the loss gradients of two languages, per parameter tensor: {name: {"same": on one text, "other": on two halves of it,
-    "within": of one language on the two halves}}. qkv counts as three tensors; an embedding's rows are compared with their clones'."""
-    def gradients(row, part):
-        model.zero_grad()
-        for ids in torch.from_numpy(row[part]).to(device).split(max(1, 8192 // base.shape[1])):
-            model(ids).sum().backward()
-        mine = torch.from_numpy(row).to(device)
-        grads = {}
-        for name, p in model.named_parameters():
-            if name.endswith("embedding"):
-                grads[name] = p.grad[mine].clone()
-            elif name.endswith("qkv"):
-                grads |= {name.removesuffix("qkv") + kind: g.clone() for kind, g in zip("qkv", p.grad.chunk(3))}
-            else:
-                grads[name] = p.grad.clone()
-        return grads
+    """Cosine of the loss gradients of two languages, for each parameter tensor.
 
-    halves = np.array_split(base, 2)
-    a1, a2, b1, b2 = (gradients(row, half) for row in (row_a, row_b) for half in halves)
+    base [n, T + 1]: ids of the text as tokenised. Returns {name: {"same", "other", "within"}}:
+        same     of the two languages on one text
+        other    of the two languages on two texts, the two halves of base
+        within   of one language on two texts: as alike as anything gets here
+    qkv counts as three tensors; an embedding's rows are compared with their clones'.
+    """
+    half_1, half_2 = np.array_split(base, 2)
+    a1, a2, b1, b2 = (gradients(model, row[half], row, device)
+                      for row in (row_a, row_b) for half in (half_1, half_2))
     model.zero_grad()
-    cos = lambda x, y: F.cosine_similarity(x.cpu().double().flatten(), y.cpu().double().flatten(), dim=0).item()
-    return {name: {"same": (cos(a1[name], b1[name]) + cos(a2[name], b2[name])) / 2, "other": (cos(a1[name], b2[name]) + cos(a2[name], b1[name])) / 2,
-                   "within": (cos(a1[name], a2[name]) + cos(b1[name], b2[name])) / 2} for name in a1}
-
-
-@torch.no_grad()
-def embedding_similarity(model, row_a, row_b, frequency, bins=8):
-    """Cosine of each token's embedding with its clone's, per matrix ("input" and "output", or "tied"): the mean over tokens, against pairs
-    shuffled among tokens of about the same frequency, since rare ones resemble one another; over all pairs; and by frequency in the text,
-    rarest first, in bins of as many tokens each. Anchor points and tokens never seen are left out."""
-    cloned = np.flatnonzero((row_a != row_b) & (frequency > 0))
-    if len(cloned) < 2 * bins:
-        return {}
-    parts = np.array_split(cloned[np.argsort(frequency[cloned], kind="stable")], bins)
-    matrices = {"tied": model.embedding} if model.unembedding is model.embedding else {"input": model.embedding, "output": model.unembedding}
-    result, rng = {}, np.random.default_rng(0)
-    for side, weight in matrices.items():
-        unit = F.normalize(weight.cpu().double(), dim=1).numpy()
-        shuffled = [np.concatenate([(unit[row_a[p]] * unit[row_b[rng.permutation(p)]]).sum(1) for p in parts]).mean() for _ in range(SHUFFLES)]
-        cosines = [(unit[row_a[p]] * unit[row_b[p]]).sum(1) for p in parts]
-        every = lambda p: float(unit[row_a[p]].mean(0) @ unit[row_b[p]].mean(0))  # the mean over all pairs
-        result[side] = against_floor(np.concatenate(cosines).mean(), shuffled) | {"all_pairs": every(cloned), "by_frequency": [
-            {"tokens_per_million": float(1e6 * frequency[p].mean() / frequency.sum()), "cosine": float(c.mean()), "floor": every(p)}
-            for p, c in zip(parts, cosines)]}
+    result = {}
+    for name in a1:
+        same = flat_cosine(a1[name], b1[name]) + flat_cosine(a2[name], b2[name])
+        other = flat_cosine(a1[name], b2[name]) + flat_cosine(a2[name], b1[name])
+        within = flat_cosine(a1[name], a2[name]) + flat_cosine(b1[name], b2[name])
+        result[name] = {"same": same / 2, "other": other / 2, "within": within / 2}
     return result
 
 
-def measure(folder, config, corpus, table, model, device):
-    """All of align.json: for EN1 with each other language, and the mean over them."""
-    text, T = data.tokens(corpus, "test"), config["context"]
-    n = min((len(text) - 1) // T, max(2, TOKENS // T))
-    if n < 2:
-        raise BadInput(f"the test split of {config['corpus']} has {len(text)} tokens, fewer than two windows of {folder} ({2 * T + 1})")
-    base = clone.consecutive(text, T, n)
-    frequency = np.zeros(config["vocab_size"])
-    train = data.tokens(corpus, "train")
-    for i in range(0, len(train), 1 << 24):
-        frequency += np.bincount(train[i:i + (1 << 24)], minlength=len(frequency))
-    pairs = {}
-    for l in range(1, len(table)):
-        say = lambda share: progress(f"{folder}: EN1 and EN{l + 1} of {len(table)}, {share:.0%} of {n * T:,} tokens read")
-        pairs[f"EN1-EN{l + 1}"] = {
-            "layers": layer_similarity(model, base[:, :-1], table[0], table[l], device, say),
-            "gradients": gradient_similarity(model, base, table[0], table[l], device),
-            "embeddings": embedding_similarity(model, table[0], table[l], frequency)}
-    progress("")
-    states = int(clone.cloned_positions(base[:, :-1], table[0], table[1])[kept_windows(n, T)].sum())
-    return {"checkpoint": data.file_sha256(folder / "model.pt"), "tokens": n * T, "states": states, "pairs": pairs}
+def gradients(model, ids, row, device):
+    """{name: gradient of the summed loss of ids [n, T + 1]}, by the names of Block's tensors.
+
+    row [V]: the language's ids; of the embeddings' gradients only its rows are kept, so that they
+    stand in the same order for every language.
+    """
+    model.zero_grad()
+    for part in torch.from_numpy(ids).to(device).split(max(1, 8192 // ids.shape[1])):
+        model(part).sum().backward()
+
+    own = torch.from_numpy(row).to(device)
+    result = {}
+    for name, parameter in model.named_parameters():
+        gradient = parameter.grad
+        if name.endswith("embedding"):
+            result[name] = gradient[own].clone()
+        elif name.endswith("qkv"):
+            for kind, part in zip("qkv", gradient.chunk(3)):
+                result[name.removesuffix("qkv") + kind] = part.clone()
+        else:
+            result[name] = gradient.clone()
+    return result
+
+
+def flat_cosine(x, y):
+    """Cosine of two tensors of one shape, as vectors."""
+    return F.cosine_similarity(x.cpu().double().flatten(), y.cpu().double().flatten(), dim=0).item()
 
 
 def block_mean(gradients, kind):
-    """Mean gradient cosine over the parameter tensors of the blocks, as the paper gives it."""
-    return float(np.mean([g[kind] for name, g in gradients.items() if name.startswith("blocks.")]))
+    """Mean gradient cosine ("same", "other" or "within") over the tensors of the blocks."""
+    return float(np.mean([g[kind] for name, g in gradients.items() if name.startswith("blocks")]))
 
 
-def over_pairs(entries):
-    """The mean of several {"value", "floor", "above"}; above where most of them are."""
-    return {"value": float(np.mean([e["value"] for e in entries])), "floor": float(np.mean([e["floor"] for e in entries])),
-            "above": sum(e["above"] for e in entries) * 2 > len(entries)}
+# ------------------------------------------------------------------------------------------------
+# Embeddings
+
+@torch.no_grad()
+def embedding_similarity(model, row_a, row_b, frequency, bins=8):
+    """Cosine of each token's embedding with its clone's: {"input": ..., "output": ...} or "tied".
+
+    frequency [V]: how often each token occurs. For each matrix, the mean over tokens against its
+    floor, which is pairs shuffled among tokens of about the same frequency, since rare ones
+    resemble one another; "all_pairs"; and "by_frequency", rarest first, in bins of as many tokens
+    each. Anchor points and tokens never seen are left out.
+    """
+    cloned = np.flatnonzero((row_a != row_b) & (frequency > 0))
+    if len(cloned) < 2 * bins:
+        return {}
+    by_frequency = cloned[np.argsort(frequency[cloned], kind="stable")]
+    parts = np.array_split(by_frequency, bins)
+
+    if model.unembedding is model.embedding:
+        matrices = {"tied": model.embedding}
+    else:
+        matrices = {"input": model.embedding, "output": model.unembedding}
+
+    result, rng = {}, np.random.default_rng(0)
+    for side, weight in matrices.items():
+        unit = F.normalize(weight.cpu().double(), dim=1).numpy()
+
+        def cosines(tokens_a, tokens_b, unit=unit):
+            return (unit[row_a[tokens_a]] * unit[row_b[tokens_b]]).sum(1)
+
+        def all_pairs(tokens, unit=unit):
+            """The mean cosine of every a with every b is the product of their means."""
+            return float(unit[row_a[tokens]].mean(0) @ unit[row_b[tokens]].mean(0))
+
+        floors = []
+        for _ in range(SHUFFLES):
+            shuffled_pairs = [cosines(part, rng.permutation(part)) for part in parts]
+            floors.append(np.concatenate(shuffled_pairs).mean())
+
+        of_part = [cosines(part, part) for part in parts]
+        result[side] = against_floor(np.concatenate(of_part).mean(), floors)
+        result[side]["all_pairs"] = all_pairs(cloned)
+        result[side]["by_frequency"] = [{
+            "tokens_per_million": float(1e6 * frequency[part].mean() / frequency.sum()),
+            "cosine": float(cosine_of_part.mean()),
+            "floor": all_pairs(part),
+        } for part, cosine_of_part in zip(parts, of_part)]
+    return result
+
+
+# ------------------------------------------------------------------------------------------------
+# A run
+
+def count_tokens(ids, vocab_size):
+    """How often each id occurs, float64 [V], a piece of the text at a time."""
+    frequency = np.zeros(vocab_size)
+    for i in range(0, len(ids), 1 << 24):
+        frequency += np.bincount(ids[i:i + (1 << 24)], minlength=vocab_size)
+    return frequency
+
+
+def measure(run):
+    """All of align.json: {"pairs": {"EN1-EN2": ...}}, EN1 with each other language.
+
+    Raises BadInput for too short a test text.
+    """
+    text, T = data.tokens(run.corpus, "test"), run.config.context
+    n = min((len(text) - 1) // T, max(2, TOKENS // T))
+    if n < 2:
+        raise BadInput(f"the test split of {run.config.corpus} has {len(text)} tokens, "
+                       f"fewer than two windows of {run.folder} ({2 * T + 1})")
+    base = clone.consecutive(text, T, n)  # [n, T + 1]
+    frequency = count_tokens(data.tokens(run.corpus, "train"), run.config.vocab_size)
+
+    pairs = {}
+    for l in range(1, len(run.table)):
+        name, row_a, row_b = f"EN1-EN{l + 1}", run.table[0], run.table[l]
+
+        def say(share, name=name):
+            progress(f"{run.folder}: {name}, hidden states {share:.0%}")
+
+        layers = layer_similarity(run.model, base[:, :-1], row_a, row_b, run.device, say)
+        progress(f"{run.folder}: {name}, gradients")
+        pairs[name] = {
+            "layers": layers,
+            "gradients": gradient_similarity(run.model, base, row_a, row_b, run.device),
+            "embeddings": embedding_similarity(run.model, row_a, row_b, frequency),
+        }
+    progress("")
+    mask = clone.cloned_positions(base[:, :-1], run.table[0], run.table[1])
+    return {
+        "checkpoint": data.file_sha256(run.folder / "model.pt"),
+        "tokens": n * T,
+        "states": int(mask[kept_windows(n, T)].sum()),
+        "pairs": pairs,
+    }
+
+
+def mean_over(entries):
+    """The mean of several {"value", "floor", "above"}; above, where most of them are."""
+    return {
+        "value": float(np.mean([e["value"] for e in entries])),
+        "floor": float(np.mean([e["floor"] for e in entries])),
+        "above": sum(e["above"] for e in entries) * 2 > len(entries),
+    }
+
+
+def mean_numbers(entries):
+    """The mean of several dicts of numbers, key by key."""
+    return {key: float(np.mean([e[key] for e in entries])) for key in entries[0]}
 
 
 def summary(result):
-    """The mean over language pairs: {"layers": [{measure: ...}], "gradients": {tensor: ...}, "embeddings": {"input": ..., "output": ...}}."""
+    """The mean of align.json over its language pairs.
+
+    {"layers": [{measure: {"value", "floor", "above"}}],
+     "gradients": {tensor: {"same", "other", "within"}}, "gradient": their mean over the blocks,
+     "embeddings": {"input": {"value", "floor", "above", "by_frequency"}, "output": ...}}
+    """
     pairs = list(result["pairs"].values())
-    layers = [{m: over_pairs([p["layers"][i][m] for p in pairs]) for m in MEASURES} for i in range(len(pairs[0]["layers"]))]
-    gradients = {name: {k: float(np.mean([p["gradients"][name][k] for p in pairs])) for k in g} for name, g in pairs[0]["gradients"].items()}
-    embeddings = {side: over_pairs([p["embeddings"][side] for p in pairs]) | {
-        "by_frequency": [{k: float(np.mean([p["embeddings"][side]["by_frequency"][i][k] for p in pairs])) for k in bin}
-                         for i, bin in enumerate(pairs[0]["embeddings"][side]["by_frequency"])]} for side in pairs[0]["embeddings"]}
-    return {"layers": layers, "gradients": gradients, "embeddings": embeddings}
+    layers = []
+    for of_layer in zip(*(pair["layers"] for pair in pairs)):
+        layers.append({m: mean_over([layer[m] for layer in of_layer]) for m in MEASURES})
+
+    gradients = {}
+    for tensor in pairs[0]["gradients"]:
+        gradients[tensor] = mean_numbers([pair["gradients"][tensor] for pair in pairs])
+
+    embeddings = {}
+    for side in pairs[0]["embeddings"]:
+        sides = [pair["embeddings"][side] for pair in pairs]
+        embeddings[side] = mean_over(sides)
+        bins = zip(*(s["by_frequency"] for s in sides))
+        embeddings[side]["by_frequency"] = [mean_numbers(of_bin) for of_bin in bins]
+
+    return {
+        "layers": layers,
+        "gradients": gradients,
+        "gradient": {kind: block_mean(gradients, kind) for kind in ("same", "other", "within")},
+        "embeddings": embeddings,
+    }
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What is shown
+# ------------------------------------------------------------------------------------------------
+# The command
 
-def print_table(folder, result):
-    s, cell = summary(result), lambda e: f"{e['value']:.3f} {e['floor']:6.3f} {'*' if e['above'] else ' '}"
-    print(f"\n{folder}: EN1 with {', '.join(pair.split('-')[1] for pair in result['pairs'])}; each measure beside its floor (shuffled pairs), * where it is clearly above it")
-    print("layer   " + "".join(f"{head:18}" for head in ("cosine", "centred cosine", "linear CKA", "retrieval@1 ->", "retrieval@1 <-")))
-    for i, layer in enumerate(s["layers"]):
+def cell(entry):
+    """A measure and its floor, and a star if it is above: "0.812  0.031 *"."""
+    star = "*" if entry["above"] else " "
+    return f"{entry['value']:.3f} {entry['floor']:6.3f} {star}"
+
+
+def print_table(folder, languages, of_run):
+    """The page in words; languages: ["EN1", "EN2", ...], of_run: summary(...)."""
+    print(f"\n{folder}: {languages[0]} with {', '.join(languages[1:])}; each measure beside its "
+          "floor (shuffled pairs), * where it is clearly above it")
+    heads = ("cosine", "centred cosine", "linear CKA", "retrieval@1 ->", "retrieval@1 <-")
+    print("layer   " + "".join(f"{head:18}" for head in heads))
+    for i, layer in enumerate(of_run["layers"]):
         print(f"{i:5}   " + "".join(f"{cell(layer[m]):18}" for m in MEASURES))
-    print("gradient cosine, mean over the tensors of the blocks: " + ", ".join(
-        f"{words} {block_mean(s['gradients'], k):.3f}" for k, words in (("same", "EN1 and other on one text"), ("other", "on two texts"), ("within", "one language on two texts"))))
-    for side, e in s["embeddings"].items():
-        print(f"{side} embedding and its clone's: cosine {cell(e)}")
-    print("above the floor: " + ("; ".join(
-        f"{name} in layer{'s' * (len(ls) > 1)} {', '.join(map(str, ls))}" for m, name in MEASURES.items() if (ls := [i for i, layer in enumerate(s["layers"]) if layer[m]["above"]])) or "nothing"))
 
+    gradient = of_run["gradient"]
+    print("gradient cosine, mean over the tensors of the blocks: "
+          f"EN1 and other on one text {gradient['same']:.3f}, on two texts "
+          f"{gradient['other']:.3f}, one language on two texts {gradient['within']:.3f}")
+    for side, entry in of_run["embeddings"].items():
+        print(f"{side} embedding and its clone's: cosine {cell(entry)}")
 
-def draw_gradients(fig, ax, gradients):
-    """Heat map of the gradient cosine of the two languages on one text: layer by kind of parameter."""
-    kinds = ["norm1.weight", "norm1.bias", "q", "k", "v", "proj", "norm2.weight", "norm2.bias", "up", "down"]
-    n_layer = sum(name.endswith(".up") for name in gradients)
-    grid = np.array([[gradients[f"blocks.{i}.{k}"]["same"] for k in kinds] for i in range(n_layer)])
-    image = ax.imshow(grid, vmin=-1, vmax=1, cmap="RdBu_r", aspect="auto")
-    ax.set(xticks=range(len(kinds)), yticks=range(n_layer), yticklabels=range(1, n_layer + 1), ylabel="layer",
-           title="Cosine of the two languages' gradients\n(1: what helps one helps the other)")
-    ax.set_xticklabels(kinds, rotation=45, ha="right")
-    for (i, j), v in np.ndenumerate(grid if n_layer <= 8 else np.empty((0, 0))):
-        ax.text(j, i, f"{v:.2f}", ha="center", va="center", fontsize=7, color="white" if abs(v) > 0.6 else "black")
-    fig.colorbar(image, ax=ax)
-
-
-def draw_one(folder, result):
-    """align.png: one page a reader understands without the code."""
-    s = summary(result)
-
-    def draw(fig, ax):
-        fig.suptitle(f"{folder.name}: are EN1 and {', '.join(p.split('-')[1] for p in result['pairs'])} represented alike?")
-        for i, (m, name) in enumerate(MEASURES.items()):
-            for kind, style in (("value", "o-"), ("floor", ":")):
-                ax[0, 0].plot([layer[m][kind] for layer in s["layers"]], style, color=clone.COLOURS[i], ms=4, label=name if kind == "value" else None)
-        ax[0, 0].legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17))
-        runs.tidy(ax[0, 0], xlabel="layer (0: the embedding)", ylabel="similarity", ylim=(None, 1.05), title="The same text in two languages\n(dotted: shuffled pairs, the floor)")
-        draw_gradients(fig, ax[0, 1], s["gradients"])
-        for colour, (side, e) in zip(SIDE_COLOURS, s["embeddings"].items()):
-            for kind, style in (("cosine", "o-"), ("floor", ":")):
-                ax[1, 0].plot([b["tokens_per_million"] for b in e["by_frequency"]], [b[kind] for b in e["by_frequency"]], style, color=colour,
-                              label=f"{side} embedding" if kind == "cosine" else None)
-        ax[1, 0].set_xscale("log")
-        ax[1, 0].legend(frameon=False, fontsize=8)
-        runs.tidy(ax[1, 0], xlabel="how often the token occurs, per million tokens", ylabel="cosine",
-             title="A token's embedding and its clone's\n(dotted: all pairs of about that frequency, the floor)")
-        words = {"same": "EN1 and other,\none text", "other": "EN1 and other,\ntwo texts", "within": "one language,\ntwo texts"}
-        bars = ax[1, 1].bar(list(words.values()), [block_mean(s["gradients"], k) for k in words], color=[clone.COLOURS[1], clone.COLOURS[5], "0.7"])
-        ax[1, 1].bar_label(bars, fmt="%.2f")
-        runs.tidy(ax[1, 1], ylabel="gradient cosine, mean over blocks", title="Do the languages pull the same way?\n(right: how alike two texts of one language are)")
-
-    runs.figure(folder / "align.png", draw, 2, 2, (11, 8.5))
-
-
-def draw_several(path, results):
-    """One panel a measure: every run, layer by layer, with its floor."""
-    colours = [(clone.COLOURS[2:] + clone.COLOURS[:2])[i % len(clone.COLOURS)] for i in range(len(results))]  # those of EN1 and EN2 last
-    summaries = [summary(result) for _, result in results]
-
-    def draw(fig, ax):
-        fig.suptitle("Are the languages represented alike? Several runs, layer by layer (dotted: shuffled pairs, the floor)")
-        for panel, (m, name) in zip(ax.flat, MEASURES.items()):
-            for (folder, _), s, colour in zip(results, summaries, colours):
-                panel.plot([layer[m]["value"] for layer in s["layers"]], "o-", ms=4, color=colour, label=folder.name)
-                panel.plot([layer[m]["floor"] for layer in s["layers"]], ":", color=colour)
-            runs.tidy(panel, title=name, xlabel="layer (0: the embedding)")
-        bars = ax.flat[-1].barh([folder.name for folder, _ in results], [block_mean(s["gradients"], "same") for s in summaries], color=colours)
-        ax.flat[-1].bar_label(bars, fmt="%.2f")
-        ax.flat[-1].margins(x=0.15)
-        runs.tidy(ax.flat[-1], title="gradient cosine, mean over blocks")
-        ax.flat[0].legend(frameon=False, fontsize=8)
-
-    runs.figure(path, draw, 2, 3, (14, 8))
+    above = []
+    for m, name in MEASURES.items():
+        layers = [str(i) for i, layer in enumerate(of_run["layers"]) if layer[m]["above"]]
+        if layers:
+            word = "layer" if len(layers) == 1 else "layers"
+            above.append(f"{name} in {word} {', '.join(layers)}")
+    print("above the floor: " + ("; ".join(above) or "nothing"))
 
 
 def main():
@@ -308,19 +436,26 @@ def main():
     parser.positional("runs", "folders of finished runs of two languages or more, of one corpus")
     parser.option("--device", "auto", "cpu, cuda or mps; auto takes the best there is")
     args, _ = parser.parse()
-    device, results = pick_device(args.device), []
-    for folder, config, corpus, table, model in runs.open_runs(args.runs, device, minimum=2):
-        result = measure(folder, config, corpus, table, model, device)
-        write_json(folder / "align.json", result)
-        draw_one(folder, result)
-        print_table(folder, result)
-        results.append((folder, result))
-    print(f"\nalign.json and align.png are in each run's folder: look at {results[0][0] / 'align.png'}")
-    if len(results) > 1:
-        path = results[0][0].parent / "align.png"
-        draw_several(path, results)
+
+    summaries = {}  # by folder
+    for run in runs.open_runs(args.runs, pick_device(args.device), minimum=2):
+        result = measure(run)
+        write_json(run.folder / "align.json", result)
+        languages = [f"EN{l + 1}" for l in range(len(run.table))]
+        summaries[run.folder] = summary(result)
+        print_table(run.folder, languages, summaries[run.folder])
+        plots.alignment_page(run.folder / "align.png", run.folder.name, languages,
+                             summaries[run.folder])
+
+    first = next(iter(summaries))
+    print("\nalign.json and align.png are in each run's folder: "
+          f"look at {first / 'align.png'}")
+    if len(summaries) > 1:
+        path = first.parent / "align.png"
+        by_name = {str(folder): of_run for folder, of_run in summaries.items()}
+        plots.alignment_of_runs(path, by_name)
         print(f"{path} compares the runs")
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

@@ -1,16 +1,24 @@
-"""How fast is a train step here? This model against the plain way, in turns A B A B on the same machine.
+"""How fast is a train step here? This model against the plain way, in turns on the same machine.
 
-    python bench.py                              # nano and a 256-wide model: about two minutes on 2 CPU cores
-    python bench.py --out=results/bench.json     # and keep the numbers
+    python bench.py                                  # about two minutes on 2 CPU cores
+    python bench.py --out=paper/results/bench.json   # and keep the numbers
 
-The plain way, written out below, is what one writes first: fp32, scaled_dot_product_attention, one cross-entropy over all logits, the C
-library's memory as it comes; and no other difference: the same weights, batches, loss and optimiser. Every turn is a process of its own.
-Shown per model: tokens/s of both (medians over the turns) and their ratio, the matmuls' share of this machine's own matmul peak, the share
-of a step that making the batch takes, and the peak memory of both.
+The plain way, written out in plain_loss, is what one writes first: fp32 throughout, one
+scaled_dot_product_attention a layer, one cross-entropy over all logits, the C library's memory as
+it comes. There is no other difference: weights, batches, loss and optimiser are the same. The two
+take turns, A B A B, and every turn is a process of its own.
+
+Shown for each model, nano and one 256 wide:
+    nanoclone, plain    tokens/s of both ways, the medians over the turns
+    ratio               of the two, and its range over the turns
+    of peak             how much of this machine's own matmul peak the matmuls of a step reach
+    batch               the share of a step that making the batch takes
+    memory, plain       the peak memory of both ways
 """
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 
 import numpy as np
@@ -18,115 +26,268 @@ import torch
 import torch.nn.functional as F
 
 import clone
-from cli import Parser, run, write_json
+from lib.cli import Parser, run_main, write_json
 from model import GPT, SIZES, faster_dtype, keep_freed_memory
 
-SHAPES = {"nano": SIZES["nano"], "256 wide": SIZES["nano"] | dict(d_model=256, n_head=4, d_head=64)}
+# Two sizes, for the wider a model is, the more of its time goes into matmuls.
+SHAPES = {
+    "nano": SIZES["nano"],
+    "256 wide": SIZES["nano"] | {"d_model": 256, "n_head": 4, "d_head": 64},
+}
 
+
+# ------------------------------------------------------------------------------------------------
+# The plain way
 
 def plain_loss(model, ids):
-    """ids [B, T + 1] -> loss per sequence [B], the plain way, with the weights of `model`."""
-    x = F.embedding(ids[:, :-1], model.embedding) + model.position
-    B, T, _ = x.shape
-    for b in model.blocks:
-        qkv = F.linear(b.norm1(x), b.qkv).view(B, T, 3, b.n_head, b.d_head).permute(2, 0, 3, 1, 4)
-        x = x + F.linear(F.scaled_dot_product_attention(*qkv, is_causal=True).transpose(1, 2).reshape(B, T, -1), b.proj)
-        x = x + F.linear(F.gelu(F.linear(b.norm2(x), b.up)), b.down)
+    """ids [B, T + 1] -> loss of each sequence [B], the plain way, with the weights of `model`.
+
+    T has to be the whole context of the model.
+    """
+    inputs, targets = ids[:, :-1], ids[:, 1:]
+    B, T = inputs.shape
+    x = F.embedding(inputs, model.embedding) + model.position  # [B, T, D]
+    for block in model.blocks:
+        # Attention. One matmul gives q, k and v, which are taken apart here: [B, H, T, d_head].
+        qkv = F.linear(block.norm1(x), block.qkv).view(B, T, 3, block.n_head, block.d_head)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        heads = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # [B, H, T, d_head]
+        x = x + F.linear(heads.transpose(1, 2).reshape(B, T, -1), block.proj)
+
+        # MLP.
+        hidden = F.gelu(F.linear(block.norm2(x), block.up))  # [B, T, 4 D]
+        x = x + F.linear(hidden, block.down)
+
+    # The logits of all positions exist at once here, B * T * V numbers in fp32, and so does their
+    # gradient. This is what model.py avoids.
     logits = F.linear(model.norm(x), model.unembedding)
-    return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(B, T).mean(1)
+    losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    return losses.view(B, T).mean(1)
+
+
+# ------------------------------------------------------------------------------------------------
+# Measuring
+
+def take_turns(shape, device, dtype, turns, steps):
+    """Measure both ways, A B A B: (what turn() gave for nanoclone each time, and for plain).
+
+    A machine can be busy or hot for a while: in turns, it is so for both ways alike. In a process
+    of its own, no turn finds memory that an earlier one has left behind, and its peak is its own.
+    """
+    # way -> one (seconds, seconds, MB) a turn
+    measured = {"nanoclone": [], "plain": []}
+    for _ in range(turns):
+        for way in measured:
+            with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+                future = pool.submit(turn, way, shape, device, dtype, steps)
+                measured[way].append(future.result())
+    return measured["nanoclone"], measured["plain"]
 
 
 def turn(way, shape, device, dtype, steps):
-    """Seconds a train step and seconds a batch, one way ("nanoclone" or "plain"), and the process's peak memory in MB."""
-    T, B, V = shape["context"], shape["batch_size"], shape["vocab_size"]
+    """Measure one way, "nanoclone" or "plain": (seconds a train step, seconds a batch, peak MB).
+
+    shape: a dict as in SIZES. There are two languages, so the model has 2 * vocab_size ids.
+    """
+    # Both ways start from the same weights.
+    config = shape | {"vocab_size": 2 * shape["vocab_size"]}
+    torch.manual_seed(0)
     if way == "nanoclone":
         keep_freed_memory()
-    torch.manual_seed(0)
-    model = GPT(shape | {"vocab_size": 2 * V}, dtype if way == "nanoclone" else torch.float32).to(device)
-    loss = model if way == "nanoclone" else lambda ids: plain_loss(model, ids)
+        model = GPT(config, dtype).to(device)
+        loss = model
+    else:
+        model = GPT(config, torch.float32).to(device)
+        loss = partial(plain_loss, model)
+
+    # One optimiser and one stream of batches, as in train.py, for both.
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    text = np.random.default_rng(0).zipf(1.2, 2_000_000).clip(max=V).astype(np.uint16) - 1  # speed does not depend on what it says
-    batch = clone.make_batches(text, clone.clone_table(V, 2, V - 1), np.array([[0.9, 0.1]]), T, B, 1 << 20, seed=0)
+    batch = make_batches(shape)
 
     def train(first, last):
         for step in range(first, last):
-            loss(torch.from_numpy(batch(step)[0]).to(device)).mean().backward()
+            ids, _ = batch(step)
+            loss(torch.from_numpy(ids).to(device)).mean().backward()
             optimizer.step()
             optimizer.zero_grad()
 
-    train(0, 5)  # warm-up
-    seconds = timed(lambda: train(5, 5 + steps), device) / steps
-    batch_seconds = timed(lambda: [batch(step) for step in range(steps)], device) / steps
+    def only_batches():
+        for step in range(steps):
+            batch(step)
+
+    # The first steps set things up: memory, the optimiser's state, kernels. They do not count.
+    train(0, 5)
+    seconds = timed(partial(train, 5, 5 + steps), device) / steps
+    batch_seconds = timed(only_batches, device) / steps
     return seconds, batch_seconds, peak_memory(device)
+
+
+def make_batches(shape):
+    """batch(step) of clone.make_batches, in two languages at 90/10, from a text that means nothing.
+
+    Speed does not depend on what a text says. Its tokens are about as frequent as those of a
+    real one, the most frequent far more often than the rest (Zipf's law).
+    """
+    V = shape["vocab_size"]
+    rng = np.random.default_rng(0)
+    # Zipf's numbers are 1, 2, 3, ... without end: 1 to V are kept, and ids are 0 to V - 1.
+    text = rng.zipf(1.2, 2_000_000).clip(max=V).astype(np.uint16) - 1
+    return clone.make_batches(
+        text,
+        table=clone.clone_table(V, languages=2, eot=V - 1),
+        stages=np.array([[0.9, 0.1]]),
+        context=shape["context"],
+        batch_size=shape["batch_size"],
+        steps=1 << 20,
+        seed=0,
+    )
+
+
+def timed(function, device):
+    """Seconds that one call takes, with all the work that it started on the device."""
+    wait(device)
+    start = time.perf_counter()
+    function()
+    wait(device)
+    return time.perf_counter() - start
+
+
+def wait(device):
+    """Wait for a GPU, which works on after a call returns. A CPU has done its work by then."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def peak_memory(device):
     """The most memory that this process has held so far, in MB; on a GPU, of the GPU's."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e6
-    import resource  # not on Windows
+
+    # Imported here, because Windows has no such module. Linux gives kB.
+    import resource
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-
-
-def timed(function, device):
-    """Seconds that one call takes, with all that it set going on the device."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    wait()
-    start = time.perf_counter()
-    function()
-    wait()
-    return time.perf_counter() - start
 
 
 def matmul_peak(device, dtype):
     """FLOP/s of the fastest of several square matmuls on this machine."""
+    # How large a matmul has to be to run at full speed depends on the machine, so several sizes
+    # are tried. The fastest of five is the one that nothing else on the machine has slowed down.
     best = 0
     for n in (1024, 2048, 4096):
         a = torch.randn(n, n, device=device, dtype=dtype)
-        best = max(best, *(2 * n**3 / timed(lambda: a @ a, device) for _ in range(5)))
+        for _ in range(5):
+            seconds = timed(partial(torch.matmul, a, a), device)
+            best = max(best, 2 * n**3 / seconds)
     return best
 
 
 def matmul_flops(shape):
-    """FLOPs of the matmuls of one train step: 6 a weight and token, and attention's own (its causal half is computed, so it counts)."""
-    attention, D, L = shape["n_head"] * shape["d_head"], shape["d_model"], shape["n_layer"]
+    """FLOPs of the matmuls of one train step of a model in two languages.
+
+    A token costs 6 a weight: a multiplication and an addition forwards, and twice that backwards.
+    Attention's own two matmuls, of [T, d_head] with [d_head, T] and of [T, T] with [T, d_head],
+    cost 6 * 2 * T * H * d_head a token and layer. The half of [T, T] that causality masks counts,
+    for it is computed.
+    """
+    B, T = shape["batch_size"], shape["context"]
+    D, L = shape["d_model"], shape["n_layer"]
+    attention = shape["n_head"] * shape["d_head"]
+
+    # A layer has q, k, v and proj, and up and down, four times as wide as the residual stream.
+    # The unembedding has a row for each id of both languages.
     weights = L * (4 * attention * D + 8 * D * D) + 2 * shape["vocab_size"] * D
-    return 6 * shape["batch_size"] * shape["context"] * (weights + 2 * L * shape["context"] * attention)
+    return 6 * B * T * (weights + 2 * L * T * attention)
+
+
+# ------------------------------------------------------------------------------------------------
+# Showing
+
+# The columns, over the numbers of print_row.
+COLUMNS = """\
+model        nanoclone     plain   ratio   over the turns   of peak   batch   memory   plain
+              tokens/s  tokens/s                                   of a step      MB      MB"""
+
+
+def compare(shape, fast, plain, peak):
+    """The row of one model: a dict of numbers, from the turns of both ways and the matmul peak."""
+    seconds, batch_seconds, memory = zip(*fast)
+    plain_seconds, _, plain_memory = zip(*plain)
+    tokens = shape["batch_size"] * shape["context"]
+
+    # Medians, so that one turn in which the machine was busy does not count. The range of the
+    # ratios, turn by turn, says how far to trust them.
+    fast_step = statistics.median(seconds)
+    plain_step = statistics.median(plain_seconds)
+    return {
+        "tokens_per_s": tokens / fast_step,
+        "plain_tokens_per_s": tokens / plain_step,
+        "ratio": plain_step / fast_step,
+        "ratios": [slow / quick for quick, slow in zip(seconds, plain_seconds)],
+        "of_matmul_peak": matmul_flops(shape) / fast_step / peak,
+        "batch_share": statistics.median(batch_seconds) / fast_step,
+        "memory_mb": max(memory),
+        "plain_memory_mb": max(plain_memory),
+    }
+
+
+def print_head(result):
+    """Say what is measured, and on what, and name the columns."""
+    # The machine first: no number means anything without it.
+    print(
+        f"torch {result['torch']}, {result['threads']} threads, {result['device']}, "
+        f"activations {result['dtype']}, "
+        f"matmul peak {result['matmul_peak_flops'] / 1e9:,.0f} GFLOP/s; "
+        f"{result['turns']} turns of {result['steps']} steps\n"
+    )
+    print(COLUMNS)
+
+
+def print_row(name, row):
+    """One model under the columns of print_head."""
+    low, high = min(row["ratios"]), max(row["ratios"])
+    print(
+        f"{name:10}{row['tokens_per_s']:12,.0f}{row['plain_tokens_per_s']:10,.0f}"
+        f"{row['ratio']:8.2f}   {low:.2f} to {high:.2f}    "
+        f"{row['of_matmul_peak']:8.1%}{row['batch_share']:8.2%}"
+        f"{row['memory_mb']:9,.0f}{row['plain_memory_mb']:8,.0f}",
+        flush=True,
+    )
 
 
 def main():
     parser = Parser(__doc__)
+    cuda = torch.cuda.is_available()
     parser.option("--turns", 4, "turns of each way, A B A B ...", int)
     parser.option("--steps", 20, "train steps a turn", int)
-    parser.option("--device", "cuda" if torch.cuda.is_available() else "cpu", "cpu or cuda", choices=["cpu", "cuda"])
+    parser.option("--device", "cuda" if cuda else "cpu", "cpu or cuda", choices=["cpu", "cuda"])
     parser.option("--out", None, "a JSON file to write the numbers to as well (default: none)")
     args, _ = parser.parse()
+
+    # What this machine is, and can do at best.
     device = torch.device(args.device)
     dtype = faster_dtype(device)
     peak = matmul_peak(device, dtype)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {args.device}, activations {dtype}, matmul peak {peak / 1e9:,.0f} GFLOP/s; "
-          f"{args.turns} turns of {args.steps} steps\n\n{'model':10}{'nanoclone':>12}{'plain':>10}{'ratio':>8}   {'over the turns':16}"
-          f"{'of peak':>8}{'batch':>8}{'memory':>9}{'plain':>8}\n{'':10}{'tokens/s':>12}{'tokens/s':>10}{'':35}{'of a step':>8}{'MB':>8}{'MB':>8}")
-    result = {"torch": torch.__version__, "device": args.device, "dtype": str(dtype), "threads": torch.get_num_threads(), "turns": args.turns,
-              "steps": args.steps, "matmul_peak_flops": peak, "models": {}}
+    result = {
+        "torch": torch.__version__,
+        "device": args.device,
+        "dtype": str(dtype),
+        "threads": torch.get_num_threads(),
+        "turns": args.turns,
+        "steps": args.steps,
+        "matmul_peak_flops": peak,
+        "models": {},
+    }
+
+    # Both ways on each model. A row is shown as soon as it is there.
+    print_head(result)
     for name, shape in SHAPES.items():
-        measured = {"nanoclone": [], "plain": []}
-        for _ in range(args.turns):
-            for way in measured:
-                with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-                    measured[way].append(pool.submit(turn, way, shape, device, dtype, args.steps).result())
-        seconds, batch_seconds, memory = zip(*measured["nanoclone"])
-        plain_seconds, _, plain_memory = zip(*measured["plain"])
-        tokens, fast, plain = shape["batch_size"] * shape["context"], statistics.median(seconds), statistics.median(plain_seconds)
-        row = {"tokens_per_s": tokens / fast, "plain_tokens_per_s": tokens / plain, "ratio": plain / fast, "ratios": [p / f for f, p in zip(seconds, plain_seconds)],
-               "of_matmul_peak": matmul_flops(shape) / fast / peak, "batch_share": statistics.median(batch_seconds) / fast,
-               "memory_mb": max(memory), "plain_memory_mb": max(plain_memory)}
-        print(f"{name:10}{row['tokens_per_s']:12,.0f}{row['plain_tokens_per_s']:10,.0f}{row['ratio']:8.2f}   {min(row['ratios']):.2f} to {max(row['ratios']):.2f}    "
-              f"{row['of_matmul_peak']:8.1%}{row['batch_share']:8.2%}{row['memory_mb']:9,.0f}{row['plain_memory_mb']:8,.0f}", flush=True)
+        fast, plain = take_turns(shape, device, dtype, args.turns, args.steps)
+        row = compare(shape, fast, plain, peak)
+        print_row(name, row)
         result["models"][name] = row
     if args.out:
         write_json(args.out, result)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

@@ -1,77 +1,125 @@
-"""Text -> documents -> BPE -> train.bin, val.bin, test.bin (memory-mapped token ids) in data/NAME/.
+"""Text -> documents -> BPE -> train.bin, val.bin, test.bin: token ids, memory-mapped.
 
-    python data.py                                        # the docstrings of the installed packages, no network needed
+    python data.py                                        # docstrings of the installed packages
     python data.py --corpus=eltec-eng --vocab_size=4096   # 100 English novels, downloaded once
-    python data.py --corpus=my_novels/                    # your own .txt or TEI .xml: a file, a folder, a .zip, .gz, .xz
+    python data.py --corpus=my_novels/                    # your own .txt or TEI .xml: a file,
+                                                          # a folder, a .zip, .gz or .xz
 
-A prepared corpus is a folder of five files: tokenizer.tiktoken (the merges), three .bin files of ids, and manifest.json, which says
-what is in them. The folder is made under another name and renamed when whole, so two processes can prepare the same one at once.
+A prepared corpus is a folder data/NAME of five files: tokenizer.tiktoken (the merges), three .bin
+files of ids, and manifest.json, which says what is in them. The folder is made under another name
+and renamed when whole, so two processes can prepare the same one at once.
 """
-import contextlib, hashlib, json, os, random, re, shutil, tempfile, time
+import contextlib
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import tempfile
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from bpe import PATTERN, encoder, learn_bpe, save_ranks
-from cli import BadInput, Parser, run, write_json
-from corpora import NAMED, documents, download, fingerprint, overlap, sketch
+from lib.bpe import PATTERN, encoder, learn_bpe, save_ranks
+from lib.cli import BadInput, Parser, run_main, write_json
+from lib.corpora import NAMED, documents, download, fingerprint, overlap, sketch
 
+VOCAB_SIZE = 512  # V, the default
 SPLITS = {"train": 0.90, "val": 0.05, "test": 0.05}
 BPE_TEXT = 256 << 20  # bytes of training text that the merges are learned from
 FORMAT = 1  # raise it whenever the same text would give other ids, and old caches are rebuilt
 
 
-def prepare(corpus="docs", vocab_size=512, tokenizer="bpe"):
-    """Return the manifest (a dict) of a prepared corpus, made now unless a whole and undamaged one is there already.
+class Document(NamedTuple):
+    """One document of a corpus, and where in the spool file its text lies."""
+    name: str
+    offset: int  # bytes
+    size: int  # bytes
 
-    corpus: comma-separated names, paths or addresses. vocab_size: ids of one language, end-of-text included; a tokenizer of tiktoken's own
-    brings its own size. Text is read once and encoded document by document; memory stays bounded. Raises BadInput."""
+
+# ------------------------------------------------------------------------------------------------
+# A prepared corpus: made, loaded, read
+
+def prepare(corpus="docs", vocab_size=VOCAB_SIZE, tokenizer="bpe"):
+    """Return the manifest (a dict) of a prepared corpus, made now unless it is there and whole.
+
+    corpus: comma-separated names, paths or addresses. vocab_size: ids of one language, end-of-text
+    included; a tokenizer of tiktoken's own brings its own size. Text is read once and encoded
+    document by document, so memory stays bounded. Raises BadInput.
+    """
     if tokenizer == "bpe" and vocab_size < 257:
-        raise BadInput(f"--vocab_size={vocab_size} is too small: 256 bytes and end-of-text make 257")
+        raise BadInput(f"--vocab_size={vocab_size} is too small: "
+                       "256 bytes and end-of-text make 257")
+
+    # a corpus is one source or several; what has an address is downloaded first
     sources = []
     for part in corpus.split(","):
-        url = NAMED.get(part, part)
-        sources.append(str(download(url)) if url.startswith(("http://", "https://")) else part)
+        source = NAMED.get(part, part)
+        if source.startswith(("http://", "https://")):
+            sources.append(str(download(source)))
+        else:
+            sources.append(part)
+
+    # the folder's name says all that decides the ids: another text or setting, another folder
     vocab = vocab_size if tokenizer == "bpe" else tokenizer
     key = json.dumps([FORMAT, PATTERN, SPLITS, vocab, [fingerprint(s) for s in sources]])
-    folder = Path("data") / f"{label(corpus)[:60]}-{vocab}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    folder = Path("data") / f"{label(corpus)[:60]}-{vocab}-{digest[:8]}"
     if folder.exists():
         try:
             return load(folder)
         except BadInput as error:
             print(f"{error}: preparing it again", flush=True)
 
+    # make it under another name, and give it its own once it is whole
     folder.parent.mkdir(exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    damaged = temporary.with_name(temporary.name + "-old")
     try:
         build(temporary, corpus, sources, vocab_size, tokenizer)
         with contextlib.suppress(FileNotFoundError):
-            os.replace(folder, temporary.with_name(temporary.name + "-old"))  # what is there is damaged
-        with contextlib.suppress(OSError):  # another process has just put its own copy there, as good as this one
+            os.replace(folder, damaged)
+        # it fails if another process has just put its own copy there, as good as this one
+        with contextlib.suppress(OSError):
             os.replace(temporary, folder)
     finally:
-        for leftover in (temporary, temporary.with_name(temporary.name + "-old")):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(damaged, ignore_errors=True)
     return load(folder)
 
 
 def load(folder):
-    """Return the manifest of a prepared corpus, with its "folder". Raises BadInput unless every file is just as it was written."""
+    """Return the manifest of a prepared corpus, with its "folder".
+
+    Raises BadInput unless every file is just as it was written.
+    """
+    folder = Path(folder)
     try:
-        manifest = json.loads((Path(folder) / "manifest.json").read_text())
-        bad = [name for name, digest in manifest["files"].items() if file_sha256(Path(folder) / name) != digest]
+        manifest = json.loads((folder / "manifest.json").read_text())
+        bad = []
+        for name, digest in manifest["files"].items():
+            if file_sha256(folder / name) != digest:
+                bad.append(name)
     except (OSError, ValueError, KeyError) as error:
-        raise BadInput(f"{folder} is not a whole prepared corpus ({error})")
+        raise BadInput(f"{folder} is not a whole prepared corpus ({error})") from error
     if bad or manifest["format"] != FORMAT:
-        raise BadInput(f"{folder} is damaged or of another version ({', '.join(bad) or 'format'})")
+        what = ", ".join(bad) or "format"
+        raise BadInput(f"{folder} is damaged or of another version ({what})")
     return manifest | {"folder": str(folder)}
 
 
 def tokens(manifest, split):
-    """The ids of one split ("train", "val", "test") as a read-only memory map, uint16 or uint32 [number of tokens]."""
-    return np.memmap(Path(manifest["folder"]) / f"{split}.bin", dtype=manifest["dtype"], mode="r")
+    """The ids of one split ("train", "val", "test"): a read-only memory map [number of tokens].
+
+    uint16, or uint32 for more than 65,536 ids. Documents are joined by end-of-text.
+    """
+    path = Path(manifest["folder"]) / f"{split}.bin"
+    return np.memmap(path, dtype=manifest["dtype"], mode="r")
 
 
 def file_sha256(path):
@@ -79,99 +127,204 @@ def file_sha256(path):
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
+# ------------------------------------------------------------------------------------------------
+# From text to ids
+
 def build(folder, corpus, sources, vocab_size, tokenizer):
-    """Read, split, learn the merges on the training text, encode: write all files of a prepared corpus into an empty folder."""
+    """Read, split, learn the merges, encode: all files of a prepared corpus, in an empty folder.
+
+    Raises BadInput for a corpus that is empty or too small.
+    """
     start = time.time()
-    say = lambda text: print(f"{corpus}: {text}  [{time.time() - start:.0f} s]", flush=True)
-    with open(folder / "text", "w+b") as spool:  # on disk, because it is read twice and may be larger than memory
-        entries, dropped = gather(sources, spool)
-        if not entries:
+
+    def say(text):
+        print(f"{corpus}: {text}  [{time.time() - start:.0f} s]", flush=True)
+
+    # the text goes to disk, because it is read twice and may be larger than memory
+    spool_path = folder / "text"
+    with open(spool_path, "w+b") as spool:
+        kept, dropped = gather(sources, spool)
+        if not kept:
             raise BadInput(f"corpus {corpus} is empty: no text in it")
-        repeats = f"{len(dropped)} dropped that repeat most of an earlier one{': ' * bool(dropped)}{', '.join(dropped)}"
-        say(f"{len(entries)} documents, {sum(size for *_, size in entries) / 1e6:.1f} MB; {repeats}")
-        parts = split_documents(entries if len(entries) > 2 else cut(spool, entries))
+        megabytes = sum(document.size for document in kept) / 1e6
+        names = f": {', '.join(dropped)}" if dropped else ""
+        say(f"{len(kept)} documents, {megabytes:.1f} MB; "
+            f"{len(dropped)} dropped that repeat most of an earlier one{names}")
+
+        if len(kept) <= 2:
+            kept = cut(spool, kept)
+        parts = split_documents(kept)
         if not all(parts.values()):
             raise BadInput(f"corpus {corpus} is too small to be split into train, val and test")
-        text = lambda entry: (spool.seek(entry[1]), spool.read(entry[2]).decode())[1]
+
+        # merges are learned on training text alone
         if tokenizer == "bpe":
-            counts, budget = Counter(), BPE_TEXT
-            for entry in parts["train"]:
-                if budget > 0:
-                    counts.update(re.findall(PATTERN, text(entry)))
-                    budget -= entry[2]
-            ranks = learn_bpe({word.encode(): n for word, n in counts.items()}, vocab_size)
+            counts = count_words(spool, parts["train"])
+            ranks = learn_bpe(counts, vocab_size)
             save_ranks(folder / "tokenizer.tiktoken", ranks)
             say(f"learned {len(ranks) - 256:,} merges from {len(counts):,} different words")
+
         enc = encoder({"tokenizer": tokenizer, "folder": folder})
         dtype = np.dtype("uint16" if enc.n_vocab <= 1 << 16 else "uint32")
-        n_tokens, threads = {}, min(8, os.cpu_count())
-        with ThreadPoolExecutor(threads) as pool:
-            for split, part in parts.items():
-                with open(folder / f"{split}.bin", "wb") as f:
-                    for i in range(0, len(part), threads):  # a few documents at a time, so that few are held at once
-                        texts = [text(entry) for entry in part[i:i + threads]]
-                        for ids in pool.map(lambda t: enc.encode_to_numpy(t, disallowed_special=()), texts):
-                            f.write(np.append(ids, enc.eot_token).astype(dtype).tobytes())
-                    n_tokens[split] = f.tell() // dtype.itemsize
-    digest = file_sha256(folder / "text")
-    (folder / "text").unlink()
-    n_bytes = {split: sum(size for *_, size in part) for split, part in parts.items()}
-    write_json(folder / "manifest.json", {
-        "format": FORMAT, "corpus": corpus, "sha256": digest, "tokenizer": tokenizer, "vocab_size": enc.n_vocab, "eot": enc.eot_token,
-        "dtype": dtype.name, "tokens": n_tokens, "bytes": n_bytes, "dropped": dropped,
-        "documents": {split: [name for name, *_ in part] for split, part in parts.items()},
-        "sources": {s: "installed packages" if s == "docs" or Path(s).is_dir() else file_sha256(s) for s in sources},
-        "files": {p.name: file_sha256(p) for p in sorted(folder.iterdir())}})
-    say(f"{sum(n_tokens.values()):,} tokens of {sum(n_bytes.values()) / sum(n_tokens.values()):.2f} bytes")
+        n_tokens = {}
+        for split, part in parts.items():
+            n_tokens[split] = encode(spool, part, enc, dtype, folder / f"{split}.bin")
 
+    digest = file_sha256(spool_path)
+    spool_path.unlink()
+    n_bytes = {split: sum(d.size for d in part) for split, part in parts.items()}
+    write_json(folder / "manifest.json", {
+        "format": FORMAT,
+        "corpus": corpus,
+        "sha256": digest,
+        "tokenizer": tokenizer,
+        "vocab_size": enc.n_vocab,
+        "eot": enc.eot_token,
+        "dtype": dtype.name,
+        "tokens": n_tokens,
+        "bytes": n_bytes,
+        "dropped": dropped,
+        "documents": {split: [d.name for d in part] for split, part in parts.items()},
+        "sources": {source: source_sha256(source) for source in sources},
+        "files": {path.name: file_sha256(path) for path in sorted(folder.iterdir())},
+    })
+    per_token = sum(n_bytes.values()) / sum(n_tokens.values())
+    say(f"{sum(n_tokens.values()):,} tokens of {per_token:.2f} bytes")
+
+
+def read_text(spool, document):
+    """The text of one document."""
+    spool.seek(document.offset)
+    return spool.read(document.size).decode()
+
+
+def count_words(spool, part):
+    """{word as bytes: how often it occurs} in the first 256 MB of the documents of `part`."""
+    counts, budget = Counter(), BPE_TEXT
+    for document in part:
+        if budget > 0:
+            counts.update(re.findall(PATTERN, read_text(spool, document)))
+            budget -= document.size
+    return {word.encode(): n for word, n in counts.items()}
+
+
+def encode(spool, part, enc, dtype, path):
+    """Write the ids of all documents of `part` to a file, each with its end-of-text.
+
+    Returns how many ids there are.
+    """
+    threads = min(8, os.cpu_count())
+    with ThreadPoolExecutor(threads) as pool, open(path, "wb") as f:
+        # a few documents at a time, one a thread, so that few are held at once
+        for i in range(0, len(part), threads):
+            texts = [read_text(spool, document) for document in part[i:i + threads]]
+            for ids in pool.map(lambda t: enc.encode_to_numpy(t, disallowed_special=()), texts):
+                f.write(np.append(ids, enc.eot_token).astype(dtype).tobytes())
+        return f.tell() // dtype.itemsize
+
+
+def source_sha256(source):
+    """The hash of a source that is one file; a word for one that is not."""
+    if source == "docs" or Path(source).is_dir():
+        return "installed packages"
+    return file_sha256(source)
+
+
+# ------------------------------------------------------------------------------------------------
+# Documents: repeats dropped, split into train, val and test
 
 def gather(sources, spool):
-    """Copy every document to the spool, but those that repeat most of an earlier one: ([(name, offset, bytes)], [names dropped])."""
-    entries, dropped, sketches, owner = [], [], [], {}  # owner: sentence hash -> the first sketch it is in
+    """Copy the documents of all sources to the spool, but those that repeat an earlier one.
+
+    Returns ([Document], [names of those dropped]). Two editions of one novel must not land in two
+    splits: a document goes if its sketch, a sample of its sentences, shares more than half with
+    that of an earlier document, the one with which it shares most.
+    """
+    kept, dropped, sketches = [], [], []
+    owner = {}  # hash of a sentence -> number of the first sketch that has it
     for source in sources:
         for name, text in documents(source):
             mine, block = sketch(text), text.encode()
-            rivals = Counter(owner[h] for h in mine if h in owner).most_common(1)
-            if rivals and overlap(mine, sketches[rivals[0][0]]) > 0.5:
-                dropped.append(name)
-            elif block.strip():
+
+            shared = Counter(owner[h] for h in mine if h in owner)
+            if shared:
+                rival, _ = shared.most_common(1)[0]
+                if overlap(mine, sketches[rival]) > 0.5:
+                    dropped.append(name)
+                    continue
+
+            if block.strip():
                 for h in mine:
                     owner.setdefault(h, len(sketches))
                 sketches.append(mine)
-                entries.append((name, spool.tell(), len(block)))
+                kept.append(Document(name, spool.tell(), len(block)))
                 spool.write(block)
-    return entries, dropped
+    return kept, dropped
 
 
 def cut(spool, entries, n=20):
-    """One or two documents cannot fill three splits: cut each into n consecutive ones, at line ends where there are any."""
+    """Cut each document into n consecutive ones, since one or two cannot fill three splits.
+
+    A cut is at the end of a line where there is one near, else at a space, else between two
+    characters (bytes 80 to bf go on with a character in UTF-8).
+    """
     pieces = []
     for name, offset, size in entries:
         marks = [offset]
         for i in range(1, n):
             position = spool.seek(offset + i * size // n)
-            window = spool.read(1000)
-            found = re.search(rb"\n", window) or re.search(rb"\s", window) or re.search(rb"(?![\x80-\xbf])", window)
+            near = spool.read(1000)
+            found = (re.search(rb"\n", near) or re.search(rb"\s", near)
+                     or re.search(rb"(?![\x80-\xbf])", near))
             marks.append(min(position + found.end(), offset + size))
         marks.append(offset + size)
-        pieces += [(f"{name}/{i}", a, b - a) for i, (a, b) in enumerate(zip(marks, marks[1:])) if b > a]
+
+        for i, (start, end) in enumerate(zip(marks, marks[1:])):
+            if end > start:
+                pieces.append(Document(f"{name}/{i}", start, end - start))
     return pieces
 
 
 def split_documents(entries):
-    """{"train": ..., "val": ..., "test": ...}: whole documents, in seeded order; val and test take what fits their share of the bytes."""
+    """{"train": [Document], "val": ..., "test": ...}: whole documents, in an order drawn once.
+
+    val and test take what fits their share of the bytes; train has the rest.
+    """
     rest = random.Random(0).sample(entries, len(entries))
-    total, parts = sum(size for *_, size in entries), {}
+    total = sum(document.size for document in entries)
+    parts = {}
     for split in ("val", "test"):
         room, parts[split] = SPLITS[split] * total, []
-        for entry in list(rest):
-            if entry[2] <= room:
-                room -= entry[2]
-                parts[split].append(entry)
+        for document in rest:
+            if document.size <= room:
+                room -= document.size
+                parts[split].append(document)
         if not parts[split] and len(rest) > 1:  # few and large documents: the smallest
-            parts[split] = [min(rest, key=lambda entry: entry[2])]
-        rest = [entry for entry in rest if entry not in parts[split]]
+            parts[split] = [min(rest, key=lambda document: document.size)]
+        rest = [document for document in rest if document not in parts[split]]
     return {"train": rest, **parts}
+
+
+# ------------------------------------------------------------------------------------------------
+# The command
+
+def label(corpus):
+    """A name for a corpus that a folder may have: "a/my novels.txt,docs" -> "my_novels+docs"."""
+    stems = [Path(part).stem for part in corpus.split(",")]
+    return re.sub(r"[^\w.-]+", "_", "+".join(stems))
+
+
+def add_options(parser, vocab_size=VOCAB_SIZE):
+    """The options that every script which reads a corpus has."""
+    parser.group("text")
+    parser.option("--corpus", "docs", "what to train on: docs (docstrings of the installed "
+                  "packages, no network), eltec-eng, eltec-fra, 100_english_novels (downloaded "
+                  "once), a path (.txt, TEI .xml, .zip, .gz, .xz or a folder), a URL, or several, "
+                  "comma-separated")
+    parser.option("--vocab_size", vocab_size, "V, ids of one language, the 256 bytes and "
+                  "end-of-text included; 257 is plain bytes", int)
+    parser.option("--tokenizer", "bpe", "bpe, learned from the corpus, or one of tiktoken's own, "
+                  "e.g. gpt2 (downloaded once)")
 
 
 def main():
@@ -179,27 +332,18 @@ def main():
     add_options(parser)
     args, _ = parser.parse()
     manifest = prepare(args.corpus, args.vocab_size, args.tokenizer)
-    enc = encoder(manifest)
+
     for split in SPLITS:
         names = manifest["documents"][split]
-        print(f"{split:5} {manifest['tokens'][split]:12,} tokens  {len(names):4} documents: {', '.join(names[:6])}{' ...' * (len(names) > 6)}")
-    some = tokens(manifest, "val")[:40]
-    print("the first validation tokens:", "|".join(enc.decode([int(i)]) for i in some).replace("\n", "\\n"))
+        more = " ..." if len(names) > 6 else ""
+        print(f"{split:5} {manifest['tokens'][split]:12,} tokens  {len(names):4} documents: "
+              f"{', '.join(names[:6])}{more}")
+
+    enc = encoder(manifest)
+    some = [enc.decode([int(i)]) for i in tokens(manifest, "val")[:40]]
+    print("the first validation tokens:", "|".join(some).replace("\n", "\\n"))
     print(f"in {manifest['folder']}; next: python clone.py --corpus={args.corpus}")
 
 
-def label(corpus):
-    """A name for a corpus that a folder may have."""
-    return re.sub(r"[^\w.-]+", "_", "+".join(Path(part).stem for part in corpus.split(",")))
-
-
-def add_options(parser, vocab_size=512, default=""):
-    """The three options that every script which reads a corpus has; default: what to say of a vocab_size that depends."""
-    parser.option("--corpus", "docs", "what to train on: docs (docstrings of the installed packages, no network), eltec-eng, eltec-fra, "
-                  "100_english_novels (downloaded once), a path (.txt, TEI .xml, .zip, .gz, .xz or a folder), a URL, or several, comma-separated")
-    parser.option("--vocab_size", vocab_size, f"V, ids of one language, the 256 bytes and end-of-text included; 257 is plain bytes{default}", int)
-    parser.option("--tokenizer", "bpe", "bpe, learned from the corpus, or one of tiktoken's own, e.g. gpt2 (downloaded once)")
-
-
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

@@ -1,11 +1,18 @@
-"""How well was each language learned, and how much of that came from the others? Test perplexity, token efficiency, code-switching.
+"""How well was each language learned, and how much of that came from the others?
 
-    python eval.py runs/a runs/b ...         # one table for all; give monolingual runs of several lengths too, for token efficiency
-    python eval.py runs/a --sample           # one prompt, continued in each language, side by side
+    python eval.py runs/a runs/b ...   # one table for all; give monolingual runs of several
+                                       # lengths too, for token efficiency
+    python eval.py runs/a --sample     # one prompt, continued in each language, side by side
 
-Perplexity is over the test split, the same text for every language, on the last positions of overlapping windows, so that every token that
-is scored has context (paper: the last 128 of 512). Token efficiency: a power law is fitted to the monolingual runs, and asked how many tokens
-a monolingual model would have needed for the same perplexity. TEff > 1: something crossed over from the other languages.
+Perplexity is over the test split, the same text for every language, on the last positions of
+overlapping windows, so that every token that is scored has context (paper: the last 128 of 512).
+
+Token efficiency: a power law is fitted to the monolingual runs.
+    MLPE   the perplexity that a monolingual model reaches on as many tokens
+    MLTE   the tokens on which a monolingual model reaches this perplexity
+    TEff   MLTE over the tokens that were seen. Above 1: something crossed over from the others
+
+Code-switching: the loss of the second half of a window after a first half in another language.
 """
 import json
 import math
@@ -18,99 +25,149 @@ import torch
 import clone
 import data
 import runs
-from bpe import encoder
-from cli import BadInput, Parser, progress, run, write_json
-from data import file_sha256
+from lib.bpe import encoder
+from lib.cli import BadInput, Parser, progress, run_main, write_json
 from model import pick_device
 
-B_RANGE = 0.01, 3.0  # of the law's exponent
+TEST_TOKENS = 262144  # scored a language, about
 SWITCH_TOKENS = 65536  # of test text, for the code-switch test
-TUNED = "batch_size", "lr", "embedding_std"  # a monolingual run may have its own: it is what a monolingual model can reach that counts
-NOT_OF_THE_RECIPE = {"ratio", "languages", "schedule", "cloned", "steps", "seed", "size", "dtype", "corpus", *TUNED}  # the corpus counts by its hash, not its name
+B_RANGE = 0.01, 3.0  # of the law's exponent
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # Perplexity
 
 @torch.no_grad()
 def score(model, text, row, context, last_n, device, most=math.inf):
-    """Loss in nats of the tokens of a text in one language, float64 [len(text)]: nan for the first context - last_n + 1, which have too
-    little before them; every other token is scored once, with at least context - last_n tokens of context.
+    """Loss in nats of each token of a text in one language, float64 [len(text)].
 
-    row [V]: the language's ids, a row of clone.clone_table. most: score about that many tokens, spread evenly over the text; nan for the rest."""
-    out = np.full(len(text), np.nan)
-    starts = np.append(np.arange(0, len(text) - 1 - context, last_n), len(text) - 1 - context)  # the last window ends with the text
+    Every token but the first few is scored once, with at least context - last_n tokens before it.
+    With context 4 and last_n 2, the windows of ten tokens and what each scores (x):
+
+        position   0 1 2 3 4 5 6 7 8 9
+        window 1   . . . x x
+        window 2       . . . x x
+        window 3           . . . x x
+        window 4             . . . x x     the last one ends with the text
+
+    nan for the first context - last_n + 1 tokens, which have too little before them.
+
+    row [V]: the language's ids, a row of clone.clone_table. most: score about that many tokens, in
+    windows spread evenly over the text; nan for the rest.
+    """
+    losses = np.full(len(text), np.nan)
+    last_start = len(text) - 1 - context
+    starts = np.append(np.arange(0, last_start, last_n), last_start)
     if len(starts) * last_n > most:
-        starts = starts[np.linspace(0, len(starts) - 1, max(1, int(most) // last_n)).astype(int)]
+        kept = np.linspace(0, len(starts) - 1, max(1, int(most) // last_n)).astype(int)
+        starts = starts[kept]
+
     for group in np.array_split(starts, math.ceil(len(starts) * context / 8192)):
-        ids = torch.from_numpy(row[text[group[:, None] + np.arange(context + 1)]]).to(device)
-        losses = model.token_losses(ids, last=last_n).cpu().double().numpy()
-        out[group[:, None] + np.arange(context - last_n + 1, context + 1)] = losses
-    return out
+        window = group[:, None] + np.arange(context + 1)  # positions [windows, T + 1]
+        ids = torch.from_numpy(row[text[window]]).to(device)
+        losses[window[:, -last_n:]] = model.token_losses(ids, last=last_n).cpu().double().numpy()
+    return losses
 
 
 def mean_and_error(losses, text, eot):
-    """Mean loss of the scored tokens, and its standard error over documents (None for a single one)."""
-    document = np.cumsum(np.asarray(text) == eot) - (np.asarray(text) == eot)  # a document ends with its end-of-text
-    kept = ~np.isnan(losses)
-    n, total = np.bincount(document[kept]), np.bincount(document[kept], losses[kept])
-    n, total = n[n > 0], total[n > 0]
-    mean = total.sum() / n.sum()
-    if len(n) < 2:
-        return mean, None
-    return mean, math.sqrt(((total - mean * n) ** 2).sum() * len(n) / (len(n) - 1)) / n.sum()
+    """Mean loss of the scored tokens, and its standard error over documents.
 
+    Tokens of one document are alike, so a document counts as one draw. The error is None for a
+    single document.
+    """
+    ends = np.asarray(text) == eot
+    document = np.cumsum(ends) - ends  # its end-of-text is a document's last token
+    scored = ~np.isnan(losses)
+    n = np.bincount(document[scored])
+    total = np.bincount(document[scored], losses[scored])
+    n, total = n[n > 0], total[n > 0]
+
+    mean = total.sum() / n.sum()
+    documents = len(n)
+    if documents < 2:
+        return mean, None
+    # of a ratio of sums: the spread of each document's excess, total - mean * n
+    squares = ((total - mean * n) ** 2).sum() * documents / (documents - 1)
+    return mean, math.sqrt(squares) / n.sum()
+
+
+# ------------------------------------------------------------------------------------------------
+# Code-switching
 
 @torch.no_grad()
 def code_switch(model, text, table, first, second, context, device):
-    """Loss in nats of the second half of windows in one language, when the first half was in the same one, in another, or not there.
+    """Loss in nats of the second half of windows, after a first half in this or another language.
 
-    Returns {"plain": ..., "within": ...} of {"same", "switched", "none", "gap", "worth"}; "within" takes the softmax over the second language's
-    ids only, since the plain one mostly measures whether the model has noticed the switch. gap: switched - same, 0 where all of the context
-    carries across; worth: none - same, what there is to carry."""
+    Returns {"plain": ..., "within": ...}. "within" takes the softmax over the second language's
+    ids only, since the plain one mostly measures whether the model has noticed the switch. In
+    each:
+        same       the first half is in the second language too
+        switched   the first half is in the first language
+        none       there is no first half
+        gap        switched - same: 0 where all of the context carries across
+        worth      none - same: what there is to carry
+    """
     half = context // 2
-    base = clone.consecutive(text, context, min((len(text) - 1) // context, max(1, SWITCH_TOKENS // context)))
-    rows = torch.from_numpy(np.unique(table[second])).to(device)
+    n = min((len(text) - 1) // context, max(1, SWITCH_TOKENS // context))
+    base = clone.consecutive(text, context, n)  # [n, T + 1]
+    second_half = table[second][base[:, half:]]
+    inputs = {
+        "same": np.concatenate([table[second][base[:, :half]], second_half], axis=1),
+        "switched": np.concatenate([table[first][base[:, :half]], second_half], axis=1),
+        "none": second_half,
+    }
+
     result = {}
-    for name, restrict in (("plain", None), ("within", rows)):
-        result[name] = r = {}
-        for case, prefix in (("same", second), ("switched", first), ("none", None)):
-            ids = table[second][base[:, half:]]
-            if prefix is not None:
-                ids = np.concatenate([table[prefix][base[:, :half]], ids], axis=1)
+    own_ids = torch.from_numpy(np.unique(table[second])).to(device)
+    for kind, rows in (("plain", None), ("within", own_ids)):
+        means = {}
+        for case, ids in inputs.items():
             parts = torch.from_numpy(ids).to(device).split(max(1, 8192 // context))
-            r[case] = torch.cat([model.token_losses(p, last=context - half, rows=restrict) for p in parts]).cpu().double().mean().item()
-        r |= {"gap": r["switched"] - r["same"], "worth": r["none"] - r["same"]}
+            losses = [model.token_losses(part, last=context - half, rows=rows) for part in parts]
+            means[case] = torch.cat(losses).cpu().double().mean().item()
+        means["gap"] = means["switched"] - means["same"]
+        means["worth"] = means["none"] - means["same"]
+        result[kind] = means
     return result
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # The monolingual scaling law: MLPE, MLTE, TEff
 
 @dataclass
 class Law:
-    """1 / PPL(n) = c - a n**-b (paper: Metrics). `others`: the same fit to the points with noise as large as the residuals, for intervals."""
+    """1 / PPL(n) = c - a n**-b (paper: Metrics).
+
+    others: the same fit to the points with noise as large as the residuals, for intervals.
+    """
     a: float
     b: float
     c: float
-    smallest: float
+    smallest: float  # number of tokens that it was fitted to
     largest: float
     others: list
 
     def ppl(self, n):
-        """MLPE: the perplexity that a monolingual model reaches on n tokens; infinite where the law gives none."""
+        """MLPE: the perplexity that a monolingual model reaches on n tokens; inf for none."""
         inverse = self.c - self.a * n ** -self.b
         return 1 / inverse if inverse > 0 else math.inf
 
     def tokens(self, ppl):
-        """MLTE: the tokens on which a monolingual model reaches a perplexity; infinite for one that it never reaches."""
+        """MLTE: the tokens on which a monolingual model reaches a perplexity; inf for never."""
         rest = self.c - 1 / ppl
-        return math.exp(min(700, math.log(self.a / rest) / self.b)) if rest > 0 and self.a > 0 else math.inf
+        if rest <= 0 or self.a <= 0:
+            return math.inf
+        return math.exp(min(700, math.log(self.a / rest) / self.b))
 
     def interval(self, ppl):
-        """95 % interval of tokens(ppl), from what the fit's own residuals say; None where three points leave no residual."""
+        """95 % interval of tokens(ppl), from what the fit's own residuals say.
+
+        None where three points leave no residual.
+        """
         if not self.others:
             return None
-        return tuple(float(v) for v in np.quantile([law.tokens(ppl) for law in self.others], [0.025, 0.975], method="nearest"))
+        tokens = [law.tokens(ppl) for law in self.others]
+        low, high = np.quantile(tokens, [0.025, 0.975], method="nearest")
+        return float(low), float(high)
 
     def extrapolated(self, ppl):
         """Whether tokens(ppl) lies outside the fitted range by more than a factor of 2."""
@@ -118,190 +175,355 @@ class Law:
 
 
 def fit_law(tokens, ppl, n_bootstrap=400):
-    """Fit the law to complete monolingual runs: tokens [n], ppl [n]. Raises BadInput for fewer than three different numbers of tokens, or
-    perplexities that do not fall with tokens."""
-    if len(set(tokens)) < 3:
-        raise BadInput(f"a scaling law needs monolingual runs of 3 or more lengths, not {len(set(tokens))}: python train.py --languages=1 --steps=...")
-    tokens, inverse = np.array(sorted(zip(tokens, 1 / np.asarray(ppl, float)))).T  # in whatever order they are given
+    """Fit the law to complete monolingual runs: tokens [n], ppl [n].
+
+    Raises BadInput for fewer than three different numbers of tokens, or perplexities that do not
+    fall with tokens.
+    """
+    lengths = len(set(tokens))
+    if lengths < 3:
+        raise BadInput("a scaling law needs monolingual runs of 3 or more lengths, not "
+                       f"{lengths}: python train.py --languages=1 --steps=...")
+    points = sorted(zip(tokens, 1 / np.asarray(ppl, float)))  # in whatever order they are given
+    tokens, inverse = np.array(points).T
     a, b, c = least_squares(tokens, inverse)
     if not a > 0:
-        raise BadInput("no scaling law fits: the perplexity of the monolingual runs does not fall with their tokens")
+        raise BadInput("no scaling law fits: "
+                       "the perplexity of the monolingual runs does not fall with their tokens")
+
+    # how far off may it be? Fit again and again to the fitted curve with noise added, as large as
+    # the residuals. Few residuals say little of how large the noise is: so its size is drawn too,
+    # as Student's t does
     others, free = [], len(tokens) - 3
     if free > 0:
-        fitted, rng = c - a * tokens ** -b, np.random.default_rng(0)
+        fitted = c - a * tokens ** -b
         spread = math.sqrt(((inverse - fitted) ** 2).sum())
-        for _ in range(n_bootstrap):  # few residuals say little of the noise: its size is drawn too, as Student's t does
+        rng = np.random.default_rng(0)
+        for _ in range(n_bootstrap):
             noise = rng.standard_normal(len(tokens)) * spread / math.sqrt(rng.chisquare(free))
-            others.append(Law(*least_squares(tokens, fitted + noise), tokens.min(), tokens.max(), []))
+            fit = least_squares(tokens, fitted + noise)
+            others.append(Law(*fit, tokens.min(), tokens.max(), []))
     return Law(a, b, c, tokens.min(), tokens.max(), others)
 
 
 def least_squares(n, y):
-    """(a, b, c) of y = c - a n**-b: linear least squares for a and c, inside a search over b that zooms in on the best of a grid."""
+    """(a, b, c) of the curve y = c - a n**-b nearest to the points n [points], y [points].
+
+    For a given b the curve is a straight line in x = n**-b, and a and c have a formula. So only b
+    has to be searched: try 40 values, take the best, and zoom in on its neighbourhood, 8 times.
+    """
     low, high = B_RANGE
     scale = np.exp(np.log(n).mean())  # powers of n / scale are near 1: no precision is lost
+    dy = y - y.mean()
     for _ in range(8):
         grid = np.geomspace(low, high, 40)
-        x = (n / scale) ** -grid[:, None]
-        dx, dy = x - x.mean(1, keepdims=True), y - y.mean()
-        slope = (dx @ dy) / (dx**2).sum(1)
-        best = int(((dy - slope[:, None] * dx) ** 2).sum(1).argmin())
+        x = (n / scale) ** -grid[:, None]  # [40, points]
+        dx = x - x.mean(1, keepdims=True)
+        slope = (dx @ dy) / (dx**2).sum(1)  # of the best line for each b [40]
+        residuals = dy - slope[:, None] * dx
+        best = int((residuals**2).sum(1).argmin())
         low, high = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
     b = grid[best]
-    return float(-slope[best] * scale**b), float(b), float(y.mean() - slope[best] * x[best].mean())
+    a = -slope[best] * scale**b
+    c = y.mean() - slope[best] * x[best].mean()
+    return float(a), float(b), float(c)
 
 
 def interpolate(points, ppl=None, n=None):
-    """MLTE of a perplexity, or MLPE of n tokens, by no law: 1 / PPL is taken to be linear in log tokens between the neighbouring ones of
-    points, [(tokens, perplexity)]. None outside their range."""
+    """MLTE of a perplexity, or MLPE of n tokens, by no law; None outside the range of the points.
+
+    points: [(tokens, perplexity)]. 1 / PPL is taken to be linear in log tokens between neighbours.
+    """
     tokens = np.array(sorted({t for t, _ in points}))
-    inverse = np.maximum.accumulate([np.mean([1 / p for t, p in points if t == n_]) for n_ in tokens])
+    inverse = []
+    for this in tokens:
+        inverse.append(np.mean([1 / p for t, p in points if t == this]))
+    inverse = np.maximum.accumulate(inverse)  # more tokens never count as worse
+
     if ppl is not None:
-        return float(np.exp(np.interp(1 / ppl, inverse, np.log(tokens)))) if inverse[0] <= 1 / ppl <= inverse[-1] else None
-    return float(1 / np.interp(np.log(n), np.log(tokens), inverse)) if tokens[0] <= n <= tokens[-1] else None
+        if not inverse[0] <= 1 / ppl <= inverse[-1]:
+            return None
+        return float(np.exp(np.interp(1 / ppl, inverse, np.log(tokens))))
+    if not tokens[0] <= n <= tokens[-1]:
+        return None
+    return float(1 / np.interp(np.log(n), np.log(tokens), inverse))
+
+
+# ------------------------------------------------------------------------------------------------
+# Which monolingual runs a run is measured against
+
+# a monolingual run may have its own: it is what a monolingual model *can* reach that counts
+TUNED = ("batch_size", "lr", "embedding_std")
+# the corpus counts by its hash, not by its name
+NOT_OF_THE_RECIPE = {"ratio", "languages", "schedule", "cloned", "steps", "seed", "size", "dtype",
+                     "corpus", *TUNED}
 
 
 def recipe(config):
-    """What a monolingual run must share with another for its law to apply: corpus, tokeniser, model, optimiser; as a string."""
-    return json.dumps({k: v for k, v in config.items() if k not in NOT_OF_THE_RECIPE}, sort_keys=True)
+    """What a run and the monolingual runs beside it must share, as a string.
 
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The command
-
-def evaluate_run(folder, config, corpus, table, model, last_n, most, device):
-    """All that eval.json holds of one run but its token efficiency."""
-    text, enc = data.tokens(corpus, "test"), encoder(corpus)
-    context, seen = config["context"], runs.read_log(folder, "val_loss")[-1]["tokens_seen"]
-    if len(text) < context + 1:
-        raise BadInput(f"the test split of {config['corpus']} has {len(text)} tokens, fewer than one window of {folder} ({context + 1})")
-    lengths = np.zeros(config["vocab_size"])
-    for i in np.unique(text):
-        lengths[i] = len(enc.decode_single_token_bytes(int(i))) if i != corpus["eot"] else 0
-    languages = []
-    for l, row in enumerate(table):
-        progress(f"{folder}: scoring EN{l + 1} of {len(table)} languages on {min(most, len(text)):,} test tokens")
-        losses = score(model, text, row, context, last_n, device, most)
-        mean, error = mean_and_error(losses, text, corpus["eot"])
-        kept = ~np.isnan(losses)
-        languages.append({"name": f"EN{l + 1}", "tokens_seen": seen[l], "loss": mean, "loss_se": error, "ppl": math.exp(min(mean, 700)),
-                          "ppl_se": error and math.exp(min(mean, 700)) * error, "bits_per_byte": losses[kept].sum() / math.log(2) / lengths[text[kept]].sum()})
-    pairs = [p for l in range(1, len(table)) for p in ((0, l), (l, 0))]
-    switch = {f"EN{a + 1}->EN{b + 1}": code_switch(model, text, table, a, b, context, device) for a, b in pairs}
-    progress("")
-    return {"checkpoint": file_sha256(folder / "model.pt"), "last_n": last_n, "tokens": most, "languages": languages, "code_switch": switch}
+    That is corpus, tokeniser, model and optimiser.
+    """
+    shared = {k: v for k, v in vars(config).items() if k not in NOT_OF_THE_RECIPE}
+    return json.dumps(shared, sort_keys=True)
 
 
 def law_points(group):
-    """[(tokens, perplexity)] of the monolingual runs among [(config, result)]: for each number of tokens, those of the setting (batch size,
-    learning rate, initial embeddings) that does best on average. A short run of large batches is short of steps as well as of tokens."""
+    """[(tokens, perplexity)] of the monolingual runs among [(config, result)].
+
+    For each number of tokens, the runs of the one setting (batch size, learning rate, initial
+    embeddings) that does best on average: a short run of large batches is short of steps as well
+    as of tokens, and a law through it would flatter every other run.
+    """
     by_tokens = {}
     for config, result in group:
-        if config["languages"] == 1:
-            language, setting = result["languages"][0], tuple(config.get(key) for key in TUNED)
-            by_tokens.setdefault(language["tokens_seen"], {}).setdefault(setting, []).append(language["ppl"])
-    return [(n, ppl) for n, settings in by_tokens.items() for ppl in min(settings.values(), key=np.mean)]
+        if config.languages == 1:
+            language = result["languages"][0]
+            setting = tuple(getattr(config, key, None) for key in TUNED)
+            settings = by_tokens.setdefault(language["tokens_seen"], {})
+            settings.setdefault(setting, []).append(language["ppl"])
+
+    points = []
+    for n, settings in by_tokens.items():
+        best = min(settings.values(), key=np.mean)
+        points += [(n, ppl) for ppl in best]
+    return points
 
 
 def add_efficiency(results):
-    """Add mlpe, mlte, teff, its interval and whether it is extrapolated to each language of [(folder, config, result)]; return the remarks."""
+    """Add MLPE, MLTE and TEff to each language of [(folder, config, result)]; return the remarks.
+
+    By the law, with an interval and whether it is extrapolated; and interpolated between the runs.
+    Runs are measured against monolingual ones of the same recipe.
+    """
+    keys = ("mlpe", "mlte", "teff", "teff_interval", "extrapolated", "mlpe_interpolated",
+            "teff_interpolated")
+    groups = {}
+    for _, config, result in results:
+        for language in result["languages"]:
+            for key in keys:
+                language.pop(key, None)  # those of an earlier call
+        groups.setdefault(recipe(config), []).append((config, result))
+
     remarks = []
-    for language in (language for _, _, result in results for language in result["languages"]):
-        for stale in ("mlpe", "mlte", "teff", "teff_interval", "extrapolated", "mlpe_interpolated", "teff_interpolated"):
-            language.pop(stale, None)
-    for key in dict.fromkeys(recipe(config) for _, config, _ in results):
-        group = [(config, result) for _, config, result in results if recipe(config) == key]
-        mono = law_points(group)
+    for group in groups.values():
+        points = law_points(group)
         try:
-            law = fit_law([n for n, _ in mono], [ppl for _, ppl in mono])
+            law = fit_law([n for n, _ in points], [ppl for _, ppl in points])
         except BadInput as error:
-            remarks.append(f"no token efficiency for {sum(config['languages'] > 1 for config, _ in group)} of the runs: {error}")
+            without = sum(config.languages > 1 for config, _ in group)
+            remarks.append(f"no token efficiency for {without} of the runs: {error}")
             continue
-        remarks.append(f"monolingual law: 1/PPL = {law.c:.4g} - {law.a:.4g} n^-{law.b:.3f}, from {len(mono)} runs of {law.smallest:,.0f} to {law.largest:,.0f} tokens"
-                       + "; b is at the edge of its range: they follow no power law yet, and TEff interpolated between the runs is the better guide" * (not B_RANGE[0] * 1.01 < law.b < B_RANGE[1] * 0.99))
-        for language in (language for _, result in group for language in result["languages"] if language["tokens_seen"]):
-            n, ppl = language["tokens_seen"], language["ppl"]
-            interval, between = law.interval(ppl), interpolate(mono, ppl=ppl)
-            finite = lambda value: value if math.isfinite(value) else None  # JSON has no infinity
-            language |= {"mlpe": finite(law.ppl(n)), "mlte": finite(law.tokens(ppl)), "teff": finite(law.tokens(ppl) / n),
-                         "teff_interval": interval and [finite(v / n) for v in interval], "extrapolated": bool(law.extrapolated(ppl)),
-                         "mlpe_interpolated": interpolate(mono, n=n), "teff_interpolated": between and between / n}
+        remarks.append(describe(law, len(points)))
+        for _, result in group:
+            for language in result["languages"]:
+                if language["tokens_seen"]:
+                    language |= efficiency(language["tokens_seen"], language["ppl"], law, points)
     return remarks
 
 
+def efficiency(n, ppl, law, points):
+    """What eval.json says of the efficiency of one language, from its n tokens and perplexity."""
+    interval = law.interval(ppl)
+    between = interpolate(points, ppl=ppl)
+    return {
+        "mlpe": finite(law.ppl(n)),
+        "mlte": finite(law.tokens(ppl)),
+        "teff": finite(law.tokens(ppl) / n),
+        "teff_interval": interval and [finite(tokens / n) for tokens in interval],
+        "extrapolated": bool(law.extrapolated(ppl)),
+        "mlpe_interpolated": interpolate(points, n=n),
+        "teff_interpolated": between and between / n,
+    }
+
+
+def finite(value):
+    """The value, or None for infinity, which JSON does not have."""
+    return value if math.isfinite(value) else None
+
+
+def describe(law, runs):
+    """The law in a line."""
+    text = (f"monolingual law: 1/PPL = {law.c:.4g} - {law.a:.4g} n^-{law.b:.3f}, from {runs} runs "
+            f"of {law.smallest:,.0f} to {law.largest:,.0f} tokens")
+    if not B_RANGE[0] * 1.01 < law.b < B_RANGE[1] * 0.99:
+        text += ("; b is at the edge of its range: they follow no power law yet, and TEff "
+                 "interpolated between the runs is the better guide")
+    return text
+
+
+# ------------------------------------------------------------------------------------------------
+# One run
+
+def evaluate_run(run, last_n, most):
+    """All that eval.json holds of a run but its token efficiency. Raises BadInput."""
+    text, context = data.tokens(run.corpus, "test"), run.config.context
+    if len(text) < context + 1:
+        raise BadInput(f"the test split of {run.config.corpus} has {len(text)} tokens, fewer than "
+                       f"one window of {run.folder} ({context + 1})")
+
+    # how many bytes each token spells, for bits per byte; end-of-text spells none
+    enc, eot = encoder(run.corpus), run.corpus["eot"]
+    lengths = np.zeros(run.config.vocab_size)
+    for i in np.unique(text):
+        if i != eot:
+            lengths[i] = len(enc.decode_single_token_bytes(int(i)))
+
+    seen = runs.read_log(run.folder, "val_loss")[-1]["tokens_seen"]
+    languages = []
+    for l, row in enumerate(run.table):
+        progress(f"{run.folder}: scoring EN{l + 1} of {len(run.table)} languages "
+                 f"on {min(most, len(text)):,} test tokens")
+        losses = score(run.model, text, row, context, last_n, run.device, most)
+        mean, error = mean_and_error(losses, text, eot)
+        ppl = math.exp(min(mean, 700))
+        scored = ~np.isnan(losses)
+        languages.append({
+            "name": f"EN{l + 1}",
+            "tokens_seen": seen[l],
+            "loss": mean,
+            "loss_se": error,
+            "ppl": ppl,
+            "ppl_se": None if error is None else ppl * error,
+            "bits_per_byte": losses[scored].sum() / math.log(2) / lengths[text[scored]].sum(),
+        })
+
+    # EN1 and each other language, both ways
+    switch = {}
+    for l in range(1, len(run.table)):
+        for a, b in ((0, l), (l, 0)):
+            switch[f"EN{a + 1}->EN{b + 1}"] = code_switch(run.model, text, run.table, a, b,
+                                                          context, run.device)
+    progress("")
+    return {
+        "checkpoint": data.file_sha256(run.folder / "model.pt"),
+        "last_n": last_n,
+        "tokens": most,
+        "languages": languages,
+        "code_switch": switch,
+    }
+
+
+def load_result(run, last_n, most):
+    """eval.json of a run, if it is of this checkpoint and these settings; else None."""
+    try:
+        result = json.loads((run.folder / "eval.json").read_text())
+        measured = result["checkpoint"], result["last_n"], result["tokens"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if measured != (data.file_sha256(run.folder / "model.pt"), last_n, most):
+        return None
+    return result
+
+
+# ------------------------------------------------------------------------------------------------
+# The command
+
 def print_table(results):
-    print(f"\n{'run':28} {'':5}{'tokens seen':>13}{'perplexity':>12}{'± se':>8}{'bits/byte':>11}{'MLPE':>9}{'MLTE':>13}{'TEff':>7}{'interpolated':>14}  95 % interval of the law")
+    """Perplexity and token efficiency, a line a language, of [(folder, config, result)]."""
+    print(f"\n{'run':28} {'':5}{'tokens seen':>13}{'perplexity':>12}{'± se':>8}{'bits/byte':>11}"
+          f"{'MLPE':>9}{'MLTE':>13}{'TEff':>7}{'interpolated':>14}  95 % interval of the law")
     for folder, _, result in results:
-        for i, x in enumerate(result["languages"]):
-            line = f"{folder.name[:28] if i == 0 else '':28} {x['name']:5}{x['tokens_seen']:13,}{x['ppl']:12,.2f}"
-            line += f"{x['ppl_se']:8.2f}" if x["ppl_se"] is not None else f"{'-':>8}"
-            line += f"{x['bits_per_byte']:11.3f}"
+        name = folder.name[:28]
+        for x in result["languages"]:
+            error = "-" if x["ppl_se"] is None else f"{x['ppl_se']:.2f}"
+            line = (f"{name:28} {x['name']:5}{x['tokens_seen']:13,}{x['ppl']:12,.2f}{error:>8}"
+                    f"{x['bits_per_byte']:11.3f}")
             if "teff" in x:
-                show = lambda value, form: format(value, form) if value is not None else "never"
-                line += f"{show(x['mlpe'], '.2f'):>9}{show(x['mlte'], ',.0f'):>13}{show(x['teff'], '.2f'):>7}"
-                line += f"{x['teff_interpolated'] or math.nan:14.2f}  ".replace("nan", "  -")
-                line += " to ".join(show(v, ".2f") for v in x["teff_interval"]) if x["teff_interval"] else "-"
-                line += "  extrapolated" * x["extrapolated"]
+                between = "-" if x["teff_interpolated"] is None else f"{x['teff_interpolated']:.2f}"
+                interval = "-"
+                if x["teff_interval"]:
+                    interval = " to ".join(number(v, ".2f") for v in x["teff_interval"])
+                line += (f"{number(x['mlpe'], '.2f'):>9}{number(x['mlte'], ',.0f'):>13}"
+                         f"{number(x['teff'], '.2f'):>7}{between:>14}  {interval}")
+                if x["extrapolated"]:
+                    line += "  extrapolated"
             print(line)
-    switches = [(folder, pair, r) for folder, _, result in results for pair, r in result["code_switch"].items()]
-    if switches:
-        head = "".join(f"{w:>10}" for w in ("same", "switched", "none", "gap"))
-        print(f"\nCode-switching: loss in nats of the second half of a window, when the first half was in the same language, in another, or not there;\n"
-              f"gap: switched - same, 0 where all of the context carries across, about none - same where nothing does\n"
-              f"{'run':28} {'':12}{'softmax over all ids':^40}  {'over the second language only':^40}\n{'':41}{head}  {head}")
-    for folder, pair, r in switches:
-        cells = ["".join(f"{r[kind][case]:10.3f}" for case in ("same", "switched", "none", "gap")) for kind in ("plain", "within")]
-        print(f"{folder.name[:28]:28} {pair:12}{cells[0]}  {cells[1]}")
+            name = ""
+
+
+def number(value, form):
+    return "never" if value is None else format(value, form)
+
+
+def print_switches(results):
+    """The code-switch test, a line a pair of languages."""
+    if not any(result["code_switch"] for _, _, result in results):
+        return
+    cases = ("same", "switched", "none", "gap")
+    head = "".join(f"{case:>10}" for case in cases)
+    print("\nCode-switching: loss in nats of the second half of a window, when the first half was "
+          "in the same language, in another, or not there;\ngap: switched - same, 0 where all of "
+          "the context carries across, about none - same where nothing does\n"
+          f"{'run':28} {'':12}{'softmax over all ids':^40}  "
+          f"{'over the second language only':^40}\n{'':41}{head}  {head}")
+    for folder, _, result in results:
+        for pair, by_kind in result["code_switch"].items():
+            plain, within = ("".join(f"{by_kind[kind][case]:10.3f}" for case in cases)
+                             for kind in ("plain", "within"))
+            print(f"{folder.name[:28]:28} {pair:12}{plain}  {within}")
 
 
 def print_samples(model, enc, prompt, table, n=60, width=46):
-    """One prompt [T], continued by n tokens in each language, decoded, in columns of at most three languages."""
+    """One prompt [T], continued by n tokens in each language, in columns of three at most."""
     print(f"\nprompt: {enc.decode(prompt.tolist())!r}\n")
     columns = []
     for l, row in enumerate(table[:3]):
-        out = model.sample(torch.from_numpy(row[prompt]).to(model.embedding.device), n)[len(prompt):].cpu().numpy()
+        ids = torch.from_numpy(row[prompt]).to(model.embedding.device)
+        out = model.sample(ids, n)[len(prompt):].cpu().numpy()
         own = np.isin(out, row).mean()
-        lines = [part for line in enc.decode((out % len(row)).tolist()).split("\n") for part in textwrap.wrap(line, width)]
-        columns.append([f"EN{l + 1} ({own:.0%} of its tokens are EN{l + 1}'s)", "-" * width] + lines)
-    for i in range(max(map(len, columns))):
-        print("   ".join(f"{column[i] if i < len(column) else '':{width}}" for column in columns).rstrip())
+        column = [f"EN{l + 1} ({own:.0%} of its tokens are EN{l + 1}'s)", "-" * width]
+        for line in enc.decode((out % len(row)).tolist()).split("\n"):  # % V undoes the shift
+            column += textwrap.wrap(line, width)
+        columns.append(column)
+
+    for i in range(max(len(column) for column in columns)):
+        cells = [column[i] if i < len(column) else "" for column in columns]
+        print("   ".join(f"{cell:{width}}" for cell in cells).rstrip())
 
 
 def main():
     parser = Parser(__doc__)
     parser.positional("runs", "folders of finished runs, of one corpus")
-    parser.option("--last_n", None, "positions scored at the end of each window; the fewer, the more context they have (default: a quarter of the context)", int)
-    parser.option("--tokens", 262144, "test tokens scored a language, about, in windows spread evenly over the test split; all of it if it has fewer", int)
-    parser.option("--sample", False, "print a continuation of one prompt in each language, and nothing else", bool)
+    parser.option("--last_n", None, "positions scored at the end of each window; the fewer, the "
+                  "more context they have (default: a quarter of the context)", int)
+    parser.option("--tokens", TEST_TOKENS, "test tokens scored a language, about, in windows "
+                  "spread evenly over the test split; all of it if it has fewer", int)
+    parser.option("--sample", False, "print a continuation of one prompt in each language, "
+                  "and nothing else", bool)
     parser.option("--device", "auto", "cpu, cuda or mps; auto takes the best there is")
     args, _ = parser.parse()
     device = pick_device(args.device)
-    results = []
-    for folder, config, corpus, table, model in runs.open_runs(args.runs, device):
-        last_n = args.last_n if args.last_n is not None else max(1, config["context"] // 4)
-        if not 0 < last_n <= config["context"]:
-            raise BadInput(f"--last_n={last_n}: expected 1 to {config['context']}, the context of {folder}")
-        if args.tokens < 1:
-            raise BadInput(f"--tokens={args.tokens}: expected 1 or more")
-        if args.sample:
-            print_samples(model, encoder(corpus), data.tokens(corpus, "test")[:32], table)
-            continue
-        try:
-            result = json.loads((folder / "eval.json").read_text())
-            fresh = result["checkpoint"] == file_sha256(folder / "model.pt") and (result["last_n"], result["tokens"]) == (last_n, args.tokens)
-        except (OSError, ValueError, KeyError, TypeError):
-            fresh = False
-        results.append((folder, config, result if fresh else evaluate_run(folder, config, corpus, table, model, last_n, args.tokens, device)))
+    if args.tokens < 1:
+        raise BadInput(f"--tokens={args.tokens}: expected 1 or more")
+
     if args.sample:
+        for run in runs.open_runs(args.runs, device):
+            prompt = data.tokens(run.corpus, "test")[:32]
+            print_samples(run.model, encoder(run.corpus), prompt, run.table)
         return
+
+    results = []
+    for run in runs.open_runs(args.runs, device):
+        context = run.config.context
+        last_n = max(1, context // 4) if args.last_n is None else args.last_n
+        if not 0 < last_n <= context:
+            raise BadInput(f"--last_n={last_n}: expected 1 to {context}, "
+                           f"the context of {run.folder}")
+        result = load_result(run, last_n, args.tokens) or evaluate_run(run, last_n, args.tokens)
+        results.append((run.folder, run.config, result))
+
     remarks = add_efficiency(results)
     for folder, _, result in results:
         write_json(folder / "eval.json", result)
     print_table(results)
-    print("\n" + "\n".join(remarks) + f"\neval.json is in each run's folder. Next:\n  python eval.py {results[0][0]} --sample")
-    if many := [str(folder) for folder, config, _ in results if config["languages"] > 1]:
-        print(f"  python align.py {' '.join(many)}")
+    print_switches(results)
+    print("\n" + "\n".join(remarks))
+    print(f"eval.json is in each run's folder. Next:\n  python eval.py {results[0][0]} --sample")
+    bilingual = [str(folder) for folder, config, _ in results if config.languages > 1]
+    if bilingual:
+        print(f"  python align.py {' '.join(bilingual)}")
 
 
 if __name__ == "__main__":
-    run(main)
+    run_main(main)

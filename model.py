@@ -1,8 +1,11 @@
-"""The transformer, by hand: the decoder-only language model of the paper, read from token ids to one loss per sequence.
+"""The transformer, by hand: from token ids to one loss per sequence.
 
-Pre-LayerNorm, GELU, learned positions, no dropout (paper: Model and training). Three things make it fast, and change nothing else:
-weights stay in fp32 and are cast where used, so that activations can be bf16; the loss is taken in chunks, so that the logits of all
-positions never exist at once; attention is written out on a CPU in bf16, where scaled_dot_product_attention is slow.
+The decoder-only language model of the paper: pre-LayerNorm, GELU, learned positions, no dropout
+(paper: Model and training). Three things make it fast, and change nothing else: weights stay in
+fp32 and are cast where used, so that activations can be bf16; the loss is taken in chunks, so that
+the logits of all positions never exist at once; attention is written out on a CPU in bf16, where
+scaled_dot_product_attention is slow.
+
 Shapes: B batch, T context, D width (d_model), H heads, V all ids of all languages.
 """
 import contextlib
@@ -16,49 +19,82 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cli import BadInput
+from data import VOCAB_SIZE
+from lib.cli import BadInput
 
-# The paper's sizes, and nano for a laptop. mini's attention (8 heads x 32) is narrower than its residual stream.
+# A size is a model and the recipe that goes with it. The paper's sizes share all but their shape.
+# mini's attention, 8 heads x 32, is narrower than its residual stream.
+PAPER = dict(
+    context=512, tied=False, embedding_std=0.02, vocab_size=16384, cloned=1.0,
+    batch_size=128, steps=18265, lr=6e-4, optimizer="adam",
+)
 SIZES = {
-    "nano": dict(n_layer=6, n_head=2, d_head=32, d_model=64, context=128, tied=False, embedding_std=0.001, vocab_size=512, cloned=0.95, batch_size=32, steps=6000, lr=3e-3, optimizer="adam"),
-    "mini": dict(n_layer=4, n_head=8, d_head=32, d_model=512, context=512, tied=False, embedding_std=0.02, vocab_size=16384, cloned=1.0, batch_size=128, steps=18265, lr=6e-4, optimizer="adam"),
-    "small": dict(n_layer=12, n_head=12, d_head=64, d_model=768, context=512, tied=False, embedding_std=0.02, vocab_size=16384, cloned=1.0, batch_size=128, steps=18265, lr=6e-4, optimizer="adam"),
-    "medium": dict(n_layer=24, n_head=16, d_head=64, d_model=1024, context=512, tied=False, embedding_std=0.02, vocab_size=16384, cloned=1.0, batch_size=256, steps=18265, lr=6e-4, optimizer="adam"),
+    # for a laptop: paper/search.md says why it is not a smaller copy of the paper's
+    "nano": PAPER | dict(
+        n_layer=6, n_head=2, d_head=32, d_model=64,
+        context=128, embedding_std=0.001, vocab_size=VOCAB_SIZE, cloned=0.95,
+        batch_size=32, steps=6000, lr=3e-3,
+    ),
+    "mini": PAPER | dict(n_layer=4, n_head=8, d_head=32, d_model=512),
+    "small": PAPER | dict(n_layer=12, n_head=12, d_head=64, d_model=768),
+    "medium": PAPER | dict(n_layer=24, n_head=16, d_head=64, d_model=1024, batch_size=256),
 }
 
 
+# ------------------------------------------------------------------------------------------------
+# The parts
+
 def linear(x, weight):
-    """x [..., D_in] @ weight.T, in the type of x; weight [D_out, D_in] is kept in fp32 for the optimiser."""
+    """x [..., D_in] @ weight.T, in the type of x. weight [D_out, D_in] stays in fp32."""
     return F.linear(x, weight.to(x.dtype))
 
 
 def attention(q, k, v):
-    """Causal softmax attention over q, k, v [B, H, T, d_head]: the same function two ways, each where it is faster."""
+    """Causal softmax attention over q, k, v [B, H, T, d_head] -> [B, H, T, d_head].
+
+    The same function two ways, each where it is faster.
+    """
     if q.device.type != "cpu" or q.dtype != torch.bfloat16:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
     B, H, T, d_head = q.shape
     q, k, v = (x.reshape(B * H, T, d_head) for x in (q, k, v))
-    future = torch.full((T, T), -torch.inf, dtype=q.dtype).triu(1)  # -inf where a query would look ahead
+    # -inf where a query would look ahead; baddbmm adds it to q @ k.T in one pass
+    future = torch.full((T, T), -torch.inf, dtype=q.dtype).triu(1)
     scores = torch.baddbmm(future, q, k.transpose(1, 2), alpha=1 / math.sqrt(d_head))
     return (scores.softmax(-1) @ v).view(B, H, T, d_head)
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
-    """Cross-entropy in nats [n] of targets [n] under the logits hidden [n, D] @ weight [V, D].T, `chunk` positions at a time.
+    """Cross-entropy in nats [n] of targets [n] under the logits hidden [n, D] @ weight [V, D].T.
 
-    The logits of one chunk stay in the processor's cache, in fp32. What is kept for the backward pass is their gradient, softmax minus the
-    one-hot target, in the type of hidden: one exp a logit instead of two, and the weight's gradient is one matmul, not a sum of many rounded
-    ones. hidden and targets come first, `chunk` last: ChunkedCrossEntropy.apply(hidden, weight, targets, chunk)."""
+    The plain way makes logits [n, V] for all positions at once: 4,096 x 1,024 floats for nano,
+    65,536 x 32,768 for the paper's small. Here a few positions at a time (`chunk`) have theirs, in
+    fp32, in the processor's cache, and what is kept of them for the backward pass is their
+    gradient: softmax minus the one-hot target, in the type of hidden. So each logit costs one exp
+    instead of two, and the weight's gradient is summed in fp32.
+
+    hidden and targets come first, `chunk` last:
+    ChunkedCrossEntropy.apply(hidden, weight, targets, chunk).
+    """
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, chunk):
-        weight, losses, grads = weight.to(hidden.dtype), [], []
+        weight = weight.to(hidden.dtype)
+        losses, grads = [], []
         for h, y in zip(hidden.split(chunk), targets[:, None].split(chunk)):
             logits = F.linear(h, weight).float()
             top, right = logits.amax(-1, keepdim=True), logits.gather(1, y)
-            total = logits.sub_(top).exp_().sum(-1, keepdim=True)  # in place, so that one chunk is all there is
+
+            # -log softmax = log(sum of exp(logit - top)) + top - right; in place, so that the
+            # logits of one chunk are all there is
+            exp = logits.sub_(top).exp_()
+            total = exp.sum(-1, keepdim=True)
             losses.append(total.log() + top - right)
-            grads.append(logits.div_(total).scatter_add_(1, y, -torch.ones_like(total)).to(hidden.dtype))
+
+            # d loss / d logits: the probabilities, less 1 at the target
+            grad = exp.div_(total).scatter_add_(1, y, -torch.ones_like(total))
+            grads.append(grad.to(hidden.dtype))
         ctx.save_for_backward(hidden, weight, *grads)
         return torch.cat(losses)[:, 0]
 
@@ -69,20 +105,27 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros(weight.shape, device=weight.device)
         for h, g in zip((hidden * scale).split(chunk), grads):
             grad_weight += g.T @ h
-        return torch.cat([g @ weight for g in grads]) * scale, grad_weight, None, None
+        grad_hidden = torch.cat([g @ weight for g in grads]) * scale
+        return grad_hidden, grad_weight, None, None
 
 
 class LayerNorm(nn.Module):
+    """Each state to mean 0 and variance 1 over the width D, then a weight and a bias [D]."""
+
     def __init__(self, d_model):
         super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(d_model)), nn.Parameter(torch.zeros(d_model))
+        self.weight = nn.Parameter(torch.ones(d_model))
+        self.bias = nn.Parameter(torch.zeros(d_model))
 
     def forward(self, x):
         return F.layer_norm(x, x.shape[-1:], self.weight.to(x.dtype), self.bias.to(x.dtype))
 
 
 class Block(nn.Module):
-    """One layer: attention moves information between positions, the MLP works on each position; both add to the residual stream."""
+    """One layer: attention moves information between positions, the MLP works on each position.
+
+    Both read the residual stream through a norm, and add what they find to it.
+    """
 
     def __init__(self, d_model, n_head, d_head):
         super().__init__()
@@ -94,15 +137,24 @@ class Block(nn.Module):
         self.down = nn.Parameter(torch.empty(d_model, 4 * d_model))
 
     def forward(self, x):
-        B, T, D = x.shape
-        q, k, v = linear(self.norm1(x), self.qkv).view(B, T, 3, self.n_head, self.d_head).permute(2, 0, 3, 1, 4)  # each [B, H, T, d_head]
-        x = x + linear(attention(q, k, v).transpose(1, 2).reshape(B, T, -1), self.proj)
+        B, T, _ = x.shape
+        # [B, T, 3 H d_head] -> q, k, v, each [B, H, T, d_head]
+        qkv = linear(self.norm1(x), self.qkv).view(B, T, 3, self.n_head, self.d_head)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        heads = attention(q, k, v).transpose(1, 2).reshape(B, T, -1)  # side by side again
+        x = x + linear(heads, self.proj)
         return x + linear(F.gelu(linear(self.norm2(x), self.up)), self.down)
 
 
+# ------------------------------------------------------------------------------------------------
+# The model
+
 class GPT(nn.Module):
-    """model(ids [B, T + 1]) -> loss of each sequence [B], in nats per token. config: vocab_size (all languages), context, n_layer, n_head,
-    d_head, d_model, tied, embedding_std. dtype: the type of the activations."""
+    """model(ids [B, T + 1]) -> loss of each sequence [B], in nats per token.
+
+    config: a dict with vocab_size (the ids of all languages), context, n_layer, n_head, d_head,
+    d_model, tied, embedding_std. dtype: the type of the activations.
+    """
 
     def __init__(self, config, dtype=torch.float32):
         super().__init__()
@@ -110,45 +162,73 @@ class GPT(nn.Module):
         d_model, vocab_size = config["d_model"], config["vocab_size"]
         self.embedding = nn.Parameter(torch.empty(vocab_size, d_model))
         self.position = nn.Parameter(torch.empty(config["context"], d_model))
-        self.blocks = nn.ModuleList(Block(d_model, config["n_head"], config["d_head"]) for _ in range(config["n_layer"]))
+        self.blocks = nn.ModuleList()
+        for _ in range(config["n_layer"]):
+            self.blocks.append(Block(d_model, config["n_head"], config["d_head"]))
         self.norm = LayerNorm(d_model)
-        self.unembedding = self.embedding if config["tied"] else nn.Parameter(torch.empty(vocab_size, d_model))
-        for name, p in self.named_parameters():
-            if p.dim() == 2:
-                std = 0.02
-                if name.endswith(("proj", "down")):  # what writes to the residual stream starts smaller, so that its variance does not grow with depth
-                    std /= math.sqrt(2 * config["n_layer"])
-                if name in ("embedding", "unembedding"):
-                    std = config["embedding_std"]
-                nn.init.normal_(p, std=std)
+        if config["tied"]:
+            self.unembedding = self.embedding
+        else:
+            self.unembedding = nn.Parameter(torch.empty(vocab_size, d_model))
+
+        # how every matrix starts; norms start as they are made
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                nn.init.normal_(parameter, std=self.initial_std(name))
+
+    def initial_std(self, name):
+        """The standard deviation that a matrix starts with."""
+        if name in ("embedding", "unembedding"):
+            return self.config["embedding_std"]
+        if name.endswith(("proj", "down")):
+            # each layer adds two of these to the residual stream: they start smaller, so that its
+            # variance does not grow with depth
+            return 0.02 / math.sqrt(2 * self.config["n_layer"])
+        return 0.02
 
     def residual_stream(self, ids):
-        """ids [B, T] -> the residual stream after the embedding and after every layer: n_layer + 1 tensors [B, T, D]."""
-        x = (F.embedding(ids, self.embedding) + self.position[:ids.shape[1]]).to(self.dtype)
-        stream = [x]
+        """ids [B, T] -> the residual stream after the embedding and after every layer.
+
+        n_layer + 1 tensors [B, T, D].
+        """
+        x = F.embedding(ids, self.embedding) + self.position[:ids.shape[1]]
+        stream = [x.to(self.dtype)]
         for block in self.blocks:
             stream.append(block(stream[-1]))
         return stream
 
     def token_losses(self, ids, last=None, rows=None):
-        """ids [B, T + 1] -> cross-entropy in nats of each next token [B, T], or of the last `last` ones [B, last], fp32.
+        """ids [B, T + 1] -> cross-entropy in nats of each next token, fp32 [B, T].
 
-        rows: the ids [n] that the softmax runs over, where it is not all of them; the targets have to be among them."""
-        hidden = self.norm(self.residual_stream(ids[:, :-1])[-1][:, -(last or 0):])
-        targets, weight = ids[:, -hidden.shape[1]:].reshape(-1), self.unembedding
+        last: of the last `last` tokens only, [B, last]. rows: the ids [n] that the softmax runs
+        over, where it is not all of them; the targets have to be among them.
+        """
+        states = self.residual_stream(ids[:, :-1])[-1]
+        if last is not None:
+            states = states[:, -last:]
+        hidden = self.norm(states)
+        targets = ids[:, -hidden.shape[1]:].reshape(-1)
+
+        weight = self.unembedding
         if rows is not None:
+            # place[id]: where an id stands among the rows
             place = torch.empty(len(weight), dtype=torch.int64, device=ids.device)
             place[rows] = torch.arange(len(rows), device=ids.device)
             targets, weight = place[targets], weight[rows]
+
         chunk = 256 if hidden.device.type == "cpu" else 4096
-        return ChunkedCrossEntropy.apply(hidden.flatten(0, 1), weight, targets, chunk).view(ids.shape[0], -1)
+        losses = ChunkedCrossEntropy.apply(hidden.flatten(0, 1), weight, targets, chunk)
+        return losses.view(ids.shape[0], -1)
 
     def forward(self, ids):
         return self.token_losses(ids).mean(1)
 
     @torch.no_grad()
     def sample(self, ids, n, temperature=0.8, top_k=40, seed=0):
-        """Continue ids [T] by n tokens; return all of them [T + n]. The context slides once it is full."""
+        """Continue ids [T] by n tokens; return all of them [T + n].
+
+        The context slides once it is full.
+        """
         generator = torch.Generator().manual_seed(seed)
         for _ in range(n):
             window = ids[-self.config["context"]:]
@@ -159,26 +239,46 @@ class GPT(nn.Module):
         return ids
 
 
+# ------------------------------------------------------------------------------------------------
+# The machine
+
 def pick_device(name):
-    """The torch.device of --device=NAME; under torchrun on CUDA, this process's own. Raises BadInput if it is not here."""
-    auto = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    """The torch.device of --device=NAME; under torchrun on CUDA, this process's own.
+
+    Raises BadInput if it is not here.
+    """
+    there = ["cpu"]
+    if torch.cuda.is_available():
+        there.append("cuda")
+    if torch.backends.mps.is_available():
+        there.append("mps")
+
+    best = "cuda" if "cuda" in there else there[-1]
     try:
-        device = torch.device(auto if name == "auto" else name)
+        device = torch.device(best if name == "auto" else name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
-        raise BadInput(f"--device={name} is not here: expected cpu{', cuda' * torch.cuda.is_available()}{', mps' * torch.backends.mps.is_available()} or auto")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if str(device) == "cuda" else device
+        raise BadInput(f"--device={name} is not here: "
+                       f"expected {', '.join(there)} or auto") from None
+    if str(device) == "cuda":
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return device
 
 
 def faster_dtype(device):
-    """torch.bfloat16 where this machine multiplies matrices faster in it than in fp32, else torch.float32. On a CPU it is timed, not asked."""
+    """torch.bfloat16 where this machine multiplies matrices faster in it than in fp32, else fp32.
+
+    On a CPU it is timed, not asked.
+    """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     if device.type != "cpu":
         return torch.float32
+
+    # small matrices: a CPU without bf16 instructions takes 0.1 s for them
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
-        a, b = torch.ones(512, 256, dtype=dtype), torch.ones(256, 512, dtype=dtype)  # small: a CPU without bf16 instructions takes 0.1 s for it
+        a, b = torch.ones(512, 256, dtype=dtype), torch.ones(256, 512, dtype=dtype)
         a @ b  # the first one sets things up
         times = []
         for _ in range(5):
@@ -186,12 +286,20 @@ def faster_dtype(device):
             a @ b
             times.append(time.perf_counter() - start)
         seconds[dtype] = min(times)
-    return torch.bfloat16 if seconds[torch.bfloat16] < 0.7 * seconds[torch.float32] else torch.float32
+    much_faster = seconds[torch.bfloat16] < 0.7 * seconds[torch.float32]
+    return torch.bfloat16 if much_faster else torch.float32
 
 
 def keep_freed_memory():
-    """Have glibc keep what is freed: it hands large blocks back to the kernel, and a train step on a CPU then spends 10 % on page faults."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):  # another C library
-            for parameter in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
-                ctypes.CDLL(None).mallopt(parameter, 1 << 30)
+    """Have the C library keep what is freed.
+
+    glibc hands large blocks back to the kernel, and a training step on a CPU then spends 10 % of
+    its time on page faults.
+    """
+    if sys.platform != "linux":
+        return
+    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        libc = ctypes.CDLL(None)
+        for parameter in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
+            libc.mallopt(parameter, 1 << 30)

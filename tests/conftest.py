@@ -1,6 +1,11 @@
-"""What the tests share: a small corpus, and a way to run a script's main() as the command line does."""
+"""What the tests share: a small corpus, a small model, and scripts that are run on them.
+
+A script starts in a process of its own (script), or in this one (train_here, fails), which is
+faster: the imports alone take seconds.
+"""
 import contextlib
 import io
+import json
 import os
 import random
 import signal
@@ -13,11 +18,31 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-torch.set_num_threads(1)  # the models of the tests are tiny: more threads would only wait for one another
+# the models of the tests are tiny: more threads would only wait for one another
+torch.set_num_threads(1)
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
-NOUNS = "cat dog bird fish horse child woman king river tree stone house letter ship garden winter".split()
+# a run that takes a second or two, on the books of the fixture `prepared`
+TINY = [
+    "--corpus=books", "--vocab_size=300", "--context=16", "--batch_size=8", "--optimizer=adam",
+    "--n_layer=2", "--n_head=2", "--d_model=16", "--tied=true", "--embedding_std=0.02",
+]
+
+# ------------------------------------------------------------------------------------------------
+# A corpus
+
+NOUNS = ("cat dog bird fish horse child woman king "
+         "river tree stone house letter ship garden winter").split()
 VERBS = "sees hears follows loves fears finds carries leaves remembers forgets".split()
 ADJECTIVES = "old young red quiet small bright hungry patient".split()
+
+
+def phrase(rng):
+    return f"the {rng.choice(ADJECTIVES)} {rng.choice(NOUNS)}"
+
+
+def sentence(rng):
+    return f"{phrase(rng).capitalize()} {rng.choice(VERBS)} {phrase(rng)} near {phrase(rng)}."
 
 
 def write_corpus(folder, documents=20, sentences=600, seed=0):
@@ -25,8 +50,7 @@ def write_corpus(folder, documents=20, sentences=600, seed=0):
     rng = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(documents):
-        phrase = lambda: f"the {rng.choice(ADJECTIVES)} {rng.choice(NOUNS)}"
-        text = " ".join(f"{phrase().capitalize()} {rng.choice(VERBS)} {phrase()} near {phrase()}." for _ in range(sentences))
+        text = " ".join(sentence(rng) for _ in range(sentences))
         (folder / f"book{i:02}.txt").write_text(text.replace(". ", ".\n"))
     return folder
 
@@ -40,22 +64,41 @@ def here(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory):
-    """A working folder with a prepared corpus of 20 small books in it; tests that train use it."""
+    """A working folder with a corpus of 20 small books in it; tests that train use it."""
     folder = tmp_path_factory.mktemp("work")
     write_corpus(folder / "books")
     return folder
 
 
+# ------------------------------------------------------------------------------------------------
+# Scripts
+
 def script(folder, name, *options, **kwargs):
     """Start a script in a folder, as a user would; returns the Popen."""
-    kwargs = {"env": {**os.environ, "OMP_NUM_THREADS": "1"}} | kwargs
-    return subprocess.Popen([sys.executable, str(ROOT / name), *options], cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs)
+    kwargs = {"env": ONE_THREAD} | kwargs
+    return subprocess.Popen([sys.executable, str(ROOT / name), *options], cwd=folder, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs)
+
+
+def finish(process, code=0):
+    """Wait for a script that is to end with a code; returns what it printed."""
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == code, out + err
+    return out
+
+
+def two_processes(folder, path, *options):
+    """Run a script in two processes, as `torchrun --nproc_per_node=2` does."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return subprocess.run([*torchrun, "--nproc_per_node=2", "--", str(path), *options], cwd=folder,
+                          env=ONE_THREAD, capture_output=True, text=True, timeout=300)
 
 
 def train_here(folder, *options):
-    """train.py with the options, in this process: a script that starts anew spends seconds on its imports. Returns what it printed."""
+    """train.py with the options, in this process. Returns what it printed."""
     import train
-    out, argv, handlers = io.StringIO(), sys.argv, {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    out, argv = io.StringIO(), sys.argv
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         sys.argv = ["train.py", *options]
         with contextlib.chdir(folder), contextlib.redirect_stdout(out):
@@ -68,16 +111,32 @@ def train_here(folder, *options):
 
 
 def fails(main, options, monkeypatch, capsys):
-    """Run main() with options in this process; it must exit with code 2 and one line on stderr, which is returned."""
-    import cli
+    """Run main() with options in this process.
+
+    It must exit with code 2 and one line on stderr, which is returned.
+    """
+    from lib.cli import run_main
     monkeypatch.setattr(sys, "argv", ["script.py", *options])
     with pytest.raises(SystemExit) as end:
-        cli.run(main)
+        run_main(main)
     error = capsys.readouterr().err
-    assert end.value.code == 2 and error.count("\n") == 1 and error.startswith("script.py: error: "), error
+    assert end.value.code == 2, error
+    assert error.count("\n") == 1, error
+    assert error.startswith("script.py: error: "), error
     return error
+
+
+# ------------------------------------------------------------------------------------------------
+# What they leave
+
+def history(folder):
+    """The lines of a run's log.jsonl, but for the speed."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("tokens_per_s", None)
+    return lines
 
 
 def listing(folder):
     """Every file below a folder: what must not change where nothing may be written."""
-    return sorted(str(p.relative_to(folder)) for p in Path(folder).rglob("*"))
+    return sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*"))

@@ -1,19 +1,27 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import fails, train_here, write_corpus
 
 import align
 import clone
+import data
+import runs
+import train
 from model import GPT
 
 CPU = torch.device("cpu")
 V, T = 200, 32
-CONFIG = dict(vocab_size=2 * V, context=T, n_layer=3, n_head=2, d_head=8, d_model=32, embedding_std=0.02)
+CONFIG = dict(
+    vocab_size=2 * V, context=T, n_layer=3, n_head=2, d_head=8, d_model=32, embedding_std=0.02,
+)
 TABLE = clone.clone_table(V, 2, V - 1)
-TEXT = np.stack([np.random.default_rng(t).permutation(V - 1)[:80] for t in range(T + 1)], axis=1)  # no token twice in a position: no two states alike
+# no token twice in a position: no two states alike
+TEXT = np.stack([np.random.default_rng(t).permutation(V - 1)[:80] for t in range(T + 1)], axis=1)
 
 
 def planted(kind, tied=False):
@@ -30,21 +38,28 @@ def planted(kind, tied=False):
     return model
 
 
-# --- measures on arrays
+def random_rotation(d):
+    return torch.linalg.qr(torch.randn(d, d))[0]
+
+
+# ------------------------------------------------------------------------------------------------
+# Measures on arrays
 
 def slow_cka(a, b):
     """Linear CKA in kernel form: the cosine of the two centred Gram matrices [n, n]."""
     grams = []
     for x in (a.double(), b.double()):
-        gram, h = x @ x.T, torch.eye(len(x), dtype=torch.float64) - 1 / len(x)
-        grams.append((h @ gram @ h).flatten())
-    return (grams[0] @ grams[1] / grams[0].norm() / grams[1].norm()).item()
+        gram = x @ x.T
+        mean = gram.mean(0)
+        grams.append((gram - mean - mean[:, None] + mean.mean()).flatten())
+    return F.cosine_similarity(*grams, dim=0).item()
 
 
 def stream(a, b, batch=64, shuffle=False):
     cka = align.StreamingCKA()
     for x, y in zip(a.split(batch), b.split(batch)):
-        cka.add(x, y, [torch.randperm(len(x)) for _ in range(align.SHUFFLES)] if shuffle else ())
+        orders = [torch.randperm(len(x)) for _ in range(align.SHUFFLES)] if shuffle else ()
+        cka.add(x, y, orders)
     return cka
 
 
@@ -58,11 +73,21 @@ def test_streaming_cka_is_the_kernel_form_whatever_the_batches():
         assert stream(a, b, batch).value() == pytest.approx(expected, abs=1e-9)
 
 
+def test_the_floor_of_streaming_cka_is_that_of_the_pairs_as_shuffled():
+    torch.manual_seed(0)
+    a = torch.randn(300, 20)
+    b = a @ random_rotation(20)
+    orders = [torch.randperm(300) for _ in range(align.SHUFFLES)]
+    cka = align.StreamingCKA()
+    cka.add(a, b, orders)
+    for i, order in enumerate(orders):
+        assert cka.value(i) == pytest.approx(slow_cka(a, b[order]), abs=1e-9)
+
+
 def test_cka_does_not_see_rotation_scale_or_shift_and_sees_the_rest():
     torch.manual_seed(0)
     a = torch.randn(500, 16) * torch.linspace(0.1, 3, 16)
-    rotation = torch.linalg.qr(torch.randn(16, 16))[0]
-    assert stream(a, a @ rotation * 7 + 3).value() == pytest.approx(1, abs=1e-6)
+    assert stream(a, a @ random_rotation(16) * 7 + 3).value() == pytest.approx(1, abs=1e-6)
     assert stream(a, a[torch.randperm(500)]).value() < 0.1
     assert stream(a, a / a.std(0)).value() < 0.9  # whitening is no rotation
 
@@ -72,10 +97,27 @@ def test_random_arrays_are_at_the_shuffled_floor_and_related_ones_above():
     a, b = torch.randn(2000, 32), torch.randn(2000, 32)
     for other, above in ((b, False), (a + b, True)):
         cka = stream(a, other, shuffle=True)
-        assert align.against_floor(cka.value(), [cka.value(i) for i in range(align.SHUFFLES)])["above"] == above
+        floors = [cka.value(i) for i in range(align.SHUFFLES)]
+        assert align.against_floor(cka.value(), floors)["above"] == above
+
         shuffles = [torch.randperm(2000) for _ in range(align.SHUFFLES)]
-        for measure in (lambda x, y, s=None: align.cosine(x, y if s is None else y[s]), align.retrieval_at_1):
-            assert align.against_floor(measure(a, other), [measure(a, other, s) for s in shuffles])["above"] == above
+        floors = [align.cosine(a, other[s]) for s in shuffles]
+        assert align.against_floor(align.cosine(a, other), floors)["above"] == above
+        floors = [align.retrieval_at_1(a, other, s) for s in shuffles]
+        assert align.against_floor(align.retrieval_at_1(a, other), floors)["above"] == above
+
+
+def test_above_is_by_more_than_the_margin_and_5_standard_deviations_of_the_floor():
+    # shuffles that spread by 0.1 around 0.5: what is above them is above 1.0
+    floors = 0.5 + 0.1 * np.array([-1.0, 1.0, -1.0, 1.0]) * np.sqrt(3 / 4)
+    assert np.std(floors, ddof=1) == pytest.approx(0.1)
+    assert align.against_floor(0.99, floors) == {
+        "value": 0.99, "floor": pytest.approx(0.5), "above": False}
+    assert align.against_floor(1.01, floors)["above"]
+    # shuffles that are all the same: the margin, 0.02, is what counts
+    assert not align.against_floor(0.519, [0.5] * 8)["above"]
+    assert align.against_floor(0.521, [0.5] * 8)["above"]
+    assert not align.against_floor(0.1, [0.5] * 8)["above"]  # below it
 
 
 def test_a_large_shared_direction_fools_the_cosine_and_not_its_floor():
@@ -84,7 +126,8 @@ def test_a_large_shared_direction_fools_the_cosine_and_not_its_floor():
     a[:, 0] += 20
     b[:, 0] += 20
     floors = [align.cosine(a, b[torch.randperm(2000)]) for _ in range(align.SHUFFLES)]
-    assert align.cosine(a, b) > 0.9 and not align.against_floor(align.cosine(a, b), floors)["above"]
+    assert align.cosine(a, b) > 0.9
+    assert not align.against_floor(align.cosine(a, b), floors)["above"]
     assert abs(align.cosine(align.centre(a), align.centre(b))) < 0.05
     assert align.retrieval_at_1(a, b) < 0.01
 
@@ -92,9 +135,9 @@ def test_a_large_shared_direction_fools_the_cosine_and_not_its_floor():
 def test_retrieval_on_planted_states():
     torch.manual_seed(0)
     a = torch.randn(500, 32)
-    rotation = torch.linalg.qr(torch.randn(32, 32))[0]
     assert align.retrieval_at_1(a, a * 3 + 7) == 1  # scale and a common shift do not matter
-    assert align.retrieval_at_1(a @ rotation, (a + 0.01 * torch.randn_like(a)) @ rotation) == 1
+    rotation, near = random_rotation(32), a + 0.01 * torch.randn_like(a)
+    assert align.retrieval_at_1(a @ rotation, near @ rotation) == 1
     assert align.retrieval_at_1(a, torch.randn(500, 32)) < 0.02  # chance is 1 in 500
     assert align.retrieval_at_1(a, a.roll(1, 0)) == 0
     assert align.retrieval_at_1(a, a.roll(1, 0), order=(torch.arange(500) + 1) % 500) == 1
@@ -103,31 +146,71 @@ def test_retrieval_on_planted_states():
     assert 0.45 < align.retrieval_at_1(a, half) < 0.55
 
 
-# --- measures on planted models
+def test_retrieval_there_and_back_are_two_measures():
+    """b's states crowd around a few of a's, so that not many of a's are found again."""
+    torch.manual_seed(0)
+    a = torch.randn(300, 8)
+    b = a + 3 * torch.randn(300, 1) * torch.randn(8) + 0.5 * torch.randn(300, 8)
+    shuffles = [torch.randperm(300) for _ in range(align.SHUFFLES)]
+    measured = align.compare_states(a, b, shuffles)
 
-def test_a_copy_is_aligned_in_every_layer_by_every_measure():
-    for layer in align.layer_similarity(planted("copy"), TEXT[:, :-1], *TABLE, CPU):
-        for name in ("cosine", "centred", "cka"):
-            assert layer[name]["value"] == pytest.approx(1, abs=1e-5) and layer[name]["above"]
-            assert layer[name]["floor"] < 0.6
-        for name in ("there", "back"):
-            assert layer[name]["value"] == 1 and layer[name]["floor"] < 0.01 and layer[name]["above"]
+    def hits(x, y):
+        """The slow way: one of x's states at a time, and its nearest of y's."""
+        x, y = x - x.mean(0), y - y.mean(0)
+        n = 0
+        for i, state in enumerate(x):
+            n += F.cosine_similarity(state[None], y, dim=1).argmax().item() == i
+        return n / len(x)
 
-
-def test_a_stranger_is_at_the_floor_in_the_embedding_by_every_measure():
-    embedding = align.layer_similarity(planted("stranger"), TEXT[:, :-1], *TABLE, CPU)[0]
-    assert not embedding["there"]["above"] and not embedding["back"]["above"]
-    for name in ("cosine", "centred"):
-        assert abs(embedding[name]["value"] - embedding[name]["floor"]) < 0.15
-    assert embedding["cka"]["value"] < 0.3
+    there, back = hits(a, b), hits(b, a)
+    assert there != back
+    assert measured["retrieval"]["value"] == pytest.approx(there)
+    assert measured["retrieval_back"]["value"] == pytest.approx(back)
+    # and so are their floors, which are of b's states shuffled, or of a's
+    for measure, x, y in (("retrieval", a, b), ("retrieval_back", b, a)):
+        floors = [align.retrieval_at_1(x, y, s) for s in shuffles]
+        assert measured[measure]["floor"] == pytest.approx(np.mean(floors))
+    # the cosines see the mean of all states, or do not
+    assert measured["cosine"]["value"] == pytest.approx(align.cosine(a, b))
+    assert measured["centred"]["value"] == pytest.approx(
+        align.cosine(a - a.mean(0), b - b.mean(0)))
 
 
 def test_shuffled_pairs_are_of_one_position_and_never_a_state_with_itself():
     positions = torch.from_numpy(np.random.default_rng(0).integers(0, 10, 500))
     order = align.shuffled(positions, torch.Generator().manual_seed(0))
-    assert sorted(order.tolist()) == list(range(500)) and (order != torch.arange(500)).all()
+    assert sorted(order.tolist()) == list(range(500))
+    assert (order != torch.arange(500)).all()
     assert (positions[order] == positions).all()
-    assert (order != align.shuffled(positions, torch.Generator().manual_seed(1))).float().mean() > 0.9
+    other = align.shuffled(positions, torch.Generator().manual_seed(1))
+    assert (order != other).float().mean() > 0.9
+
+
+# ------------------------------------------------------------------------------------------------
+# Hidden states of planted models
+
+def test_a_copy_is_aligned_in_every_layer_by_every_measure():
+    layers = align.layer_similarity(planted("copy"), TEXT[:, :-1], *TABLE, CPU)
+    assert len(layers) == 4
+    for layer in layers:
+        assert layer.keys() == align.MEASURES.keys()
+        for name in ("cosine", "centred", "cka"):
+            assert layer[name]["value"] == pytest.approx(1, abs=1e-5)
+            assert layer[name]["above"]
+            assert layer[name]["floor"] < 0.6
+        for name in ("retrieval", "retrieval_back"):
+            assert layer[name]["value"] == 1
+            assert layer[name]["floor"] < 0.01
+            assert layer[name]["above"]
+
+
+def test_a_stranger_is_at_the_floor_in_the_embedding_by_every_measure():
+    layers = align.layer_similarity(planted("stranger"), TEXT[:, :-1], *TABLE, CPU)
+    embedding = layers[0]
+    assert not embedding["retrieval"]["above"] and not embedding["retrieval_back"]["above"]
+    for name in ("cosine", "centred"):
+        assert abs(embedding[name]["value"] - embedding[name]["floor"]) < 0.15
+    assert embedding["cka"]["value"] < 0.3
 
 
 def test_a_model_that_knows_only_positions_is_at_the_floor():
@@ -137,17 +220,46 @@ def test_a_model_that_knows_only_positions_is_at_the_floor():
         model.position.mul_(10)
     for layer in align.layer_similarity(model, TEXT[:, :-1], *TABLE, CPU):
         for name in ("cosine", "centred", "cka"):
-            assert layer[name]["value"] > 0.5 and layer[name]["value"] - layer[name]["floor"] < 0.02 and not layer[name]["above"], name
-        assert layer["there"]["value"] < 0.2
+            assert layer[name]["value"] > 0.5
+            assert layer[name]["value"] - layer[name]["floor"] < 0.02, name
+            assert not layer[name]["above"], name
+        assert layer["retrieval"]["value"] < 0.2
 
 
 def test_states_of_the_last_layer_are_the_models_own():
-    model = planted("stranger")
+    model, text = planted("stranger"), TEXT[:, :-1]
     with torch.no_grad():
-        a, b = (model.residual_stream(torch.from_numpy(row[TEXT[:, :-1]]))[-1].flatten(0, 1) for row in TABLE)
-    last = align.layer_similarity(model, TEXT[:, :-1], *TABLE, CPU)[-1]
+        a, b = (model.residual_stream(torch.from_numpy(row[text]))[-1].flatten(0, 1)
+                for row in TABLE)
+    last = align.layer_similarity(model, text, *TABLE, CPU)[-1]
     assert last["cka"]["value"] == pytest.approx(slow_cka(a, b), abs=1e-6)
-    assert last["cosine"]["value"] == pytest.approx(align.cosine(a, b), abs=0.02)  # of all states, where the measure keeps a sample
+    # of all states, where the measure keeps a sample
+    assert last["cosine"]["value"] == pytest.approx(align.cosine(a, b), abs=0.02)
+
+
+def test_the_states_that_are_kept_are_from_all_of_the_text():
+    # the words of the second half of the text are strangers, all others copies
+    model = planted("copy")
+    half = V // 2
+    with torch.no_grad():
+        model.embedding[V + half:] = torch.randn(V - half, CONFIG["d_model"])
+    rng = np.random.default_rng(0)
+    text = np.concatenate([rng.integers(0, half, (200, T)), rng.integers(half, V - 1, (200, T))])
+
+    embedding = align.layer_similarity(model, text, *TABLE, CPU)[0]
+    assert embedding["retrieval"]["value"] < 0.6
+    model.position.data.zero_()  # what the words alone have in common
+    cosine = align.layer_similarity(model, text, *TABLE, CPU)[0]["cosine"]["value"]
+    assert cosine == pytest.approx(0.5, abs=0.05)
+
+
+def test_about_2048_states_are_kept_in_windows_spread_evenly():
+    kept = align.kept_windows(1000, 128)
+    assert len(kept) == 16 == align.STATES / 128
+    assert kept[0] == 0 and kept[-1] == 999
+    assert np.diff(kept).min() >= 66 and np.diff(kept).max() <= 67
+    assert align.kept_windows(1000, 100).shape == (21,)  # 20.48, rounded up
+    assert align.kept_windows(5, 128).tolist() == [0, 1, 2, 3, 4]  # a short text: all of it
 
 
 def test_anchor_points_do_not_count_as_alignment():
@@ -155,46 +267,173 @@ def test_anchor_points_do_not_count_as_alignment():
     text = TEXT[:, :-1]
     layers = align.layer_similarity(model, text, *table, CPU)
     assert abs(layers[0]["centred"]["value"]) < 0.1
-    a, b = (model.residual_stream(torch.from_numpy(row[text]))[0].flatten(0, 1) for row in table)
-    assert align.cosine(align.centre(a), align.centre(b)) > 0.3  # with the anchors' positions, half of all
-    everywhere = align.layer_similarity(model, text, *clone.clone_table(V, 2, V - 1, cloned=0.0), CPU)
-    assert everywhere[0]["centred"]["value"] == pytest.approx(1)  # all are anchors: nothing to leave out
 
+    # with the anchors' positions, half of all
+    with torch.no_grad():
+        a, b = (model.residual_stream(torch.from_numpy(row[text]))[0].flatten(0, 1)
+                for row in table)
+    assert align.cosine(align.centre(a), align.centre(b)) > 0.3
+    cloned = torch.from_numpy(clone.cloned_positions(text, *table)).flatten()
+    without, with_them = slow_cka(a[cloned], b[cloned]), slow_cka(a, b)
+    assert layers[0]["cka"]["value"] == pytest.approx(without, abs=1e-6)
+    assert with_them > without + 0.1
+
+    # all are anchors: nothing to leave out
+    all_anchors = clone.clone_table(V, 2, V - 1, cloned=0.0)
+    everywhere = align.layer_similarity(model, text, *all_anchors, CPU)
+    assert everywhere[0]["centred"]["value"] == pytest.approx(1)
+
+
+def test_nor_do_they_in_what_is_watched_during_training():
+    model, table = planted("stranger"), clone.clone_table(V, 2, V - 1, cloned=0.5)
+    text = TEXT.flatten()
+    _, retrieval = train.evaluate(model, text, table, T)
+    assert retrieval["EN1-EN2"] < 0.1  # at an anchor's position the states share an embedding
+    # the same windows, with the anchors' positions
+    n = train.RETRIEVAL_STATES // T
+    starts = np.linspace(0, len(text) - T - 1, clone.windows(text, T)).astype(int)[:n]
+    some = np.stack([text[i:i + T] for i in starts])
+    with torch.no_grad():
+        a, b = (model.residual_stream(torch.from_numpy(row[some]))[1].flatten(0, 1)
+                for row in table)
+    assert align.retrieval_at_1(a, b) > 0.3
+    cloned = torch.from_numpy(clone.cloned_positions(some, *table)).flatten()
+    assert retrieval["EN1-EN2"] == align.retrieval_at_1(a[cloned], b[cloned])
+
+
+# ------------------------------------------------------------------------------------------------
+# Gradients of planted models
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_gradients_of_a_copy_are_the_same_and_a_strangers_are_not(tied):
     copy = align.gradient_similarity(planted("copy", tied), TEXT, *TABLE, CPU)
     stranger = align.gradient_similarity(planted("stranger", tied), TEXT, *TABLE, CPU)
-    names = {"embedding", "position", "blocks.0.q", "blocks.2.k", "blocks.1.v", "blocks.0.down", "blocks.2.norm1.weight"}
-    assert names <= copy.keys() and ("unembedding" in copy) != tied
+    names = {"embedding", "position", "blocks.0.q", "blocks.2.k", "blocks.1.v", "blocks.0.down",
+             "blocks.2.norm1.weight"}
+    assert names <= copy.keys()
+    assert ("unembedding" in copy) != tied
     for name, g in copy.items():
         assert g["same"] == pytest.approx(1, abs=1e-4), name
         assert g["other"] == pytest.approx(g["within"], abs=1e-4)
-    assert abs(align.block_mean(stranger, "same") - align.block_mean(stranger, "other")) < 0.05  # whether the text is the same does not matter
+
+    # of a stranger it does not matter whether the text is the same
+    of_stranger = {kind: align.block_mean(stranger, kind) for kind in ("same", "other", "within")}
+    assert abs(of_stranger["same"] - of_stranger["other"]) < 0.05
     assert align.block_mean(copy, "same") == pytest.approx(1, abs=1e-4)
-    assert align.block_mean(stranger, "same") < align.block_mean(stranger, "within") - 0.05
+    assert of_stranger["same"] < of_stranger["within"] - 0.05
 
 
 def test_gradient_cosine_is_that_of_autograd():
     model = planted("stranger")
-    result = align.gradient_similarity(model, TEXT, *TABLE, CPU)["blocks.1.up"]["same"]
-    cosines = []
-    for half in np.array_split(TEXT, 2):
-        grads = [torch.autograd.grad(model(torch.from_numpy(row[half])).mean(), model.blocks[1].up)[0].flatten() for row in TABLE]
-        cosines.append(torch.nn.functional.cosine_similarity(*grads, dim=0).item())
-    assert result == pytest.approx(np.mean(cosines), abs=1e-5)
+    result = align.gradient_similarity(model, TEXT, *TABLE, CPU)["blocks.1.up"]
 
+    # [language][half of the text]
+    grads = []
+    for row in TABLE:
+        grads.append([])
+        for half in np.array_split(TEXT, 2):
+            loss = model(torch.from_numpy(row[half])).mean()
+            grads[-1].append(torch.autograd.grad(loss, model.blocks[1].up)[0].flatten())
+    (a1, a2), (b1, b2) = grads
+    for kind, pairs in {"same": [(a1, b1), (a2, b2)], "other": [(a1, b2), (a2, b1)],
+                        "within": [(a1, a2), (b1, b2)]}.items():
+        cosines = [F.cosine_similarity(x, y, dim=0).item() for x, y in pairs]
+        assert result[kind] == pytest.approx(np.mean(cosines), abs=1e-5), kind
+
+
+def test_the_mean_over_the_blocks_leaves_out_what_is_not_of_a_block():
+    gradients = {
+        "embedding": {"same": 0.9, "other": 0.8},
+        "position": {"same": 0.9, "other": 0.8},
+        "blocks.0.q": {"same": 0.1, "other": 0.0},
+        "blocks.11.norm1.weight": {"same": 0.3, "other": -0.2},
+        "norm.weight": {"same": 0.9, "other": 0.8},
+        "unembedding": {"same": 0.9, "other": 0.8},
+    }
+    assert align.block_mean(gradients, "same") == pytest.approx(0.2)
+    assert align.block_mean(gradients, "other") == pytest.approx(-0.1)
+
+
+# ------------------------------------------------------------------------------------------------
+# Embeddings of planted models
 
 def test_embeddings_of_a_copy_and_of_a_stranger():
     frequency = np.arange(V, 0, -1).astype(float)
     frequency[-1] = 0
     for kind, expected in (("copy", 1), ("stranger", 0)):
         result = align.embedding_similarity(planted(kind), *TABLE, frequency)
-        assert result.keys() == {"input", "output"} and align.embedding_similarity(planted(kind, True), *TABLE, frequency).keys() == {"tied"}
+        tied = align.embedding_similarity(planted(kind, True), *TABLE, frequency)
+        assert result.keys() == {"input", "output"}
+        assert tied.keys() == {"tied"}
         for side in result.values():
-            assert side["value"] == pytest.approx(expected, abs=0.06) and abs(side["floor"]) < 0.06 and side["above"] == (kind == "copy")
+            assert side["value"] == pytest.approx(expected, abs=0.06)
+            assert abs(side["floor"]) < 0.06
+            assert side["above"] == (kind == "copy")
             rates = [b["tokens_per_million"] for b in side["by_frequency"]]
             assert rates == sorted(rates) and len(rates) == 8
+
+
+def test_each_bin_is_of_its_own_tokens_against_all_pairs_of_the_two_languages():
+    """The slow way, a token at a time with all others; the languages of this model lean apart."""
+    model = planted("stranger")
+    with torch.no_grad():
+        lean = torch.randn(CONFIG["d_model"])
+        for rows in (model.embedding, model.unembedding):
+            rows[:V] += 0.7 * lean
+            rows[V:] -= 0.4 * lean  # within a language tokens are alike, between them opposite
+    frequency = np.random.default_rng(0).permutation(V).astype(float)  # one is never seen
+    cloned = [i for i in np.argsort(frequency) if frequency[i] > 0 and i != V - 1]
+    result = align.embedding_similarity(model, *TABLE, frequency)
+
+    for side, rows in (("input", model.embedding), ("output", model.unembedding)):
+        rows = rows.detach().double()
+
+        def pairs(tokens, rows=rows):
+            """The cosine of each token of EN1 with each of EN2 [n, n]."""
+            others = rows[[V + j for j in tokens]]
+            return np.stack([F.cosine_similarity(rows[i][None], others, dim=1) for i in tokens])
+
+        everything = pairs(cloned)
+        assert result[side]["value"] == pytest.approx(everything.diagonal().mean())
+        assert result[side]["all_pairs"] == pytest.approx(everything.mean())
+        assert result[side]["all_pairs"] < -0.1
+        for measured, tokens in zip(result[side]["by_frequency"], np.array_split(cloned, 8)):
+            of_bin = pairs(tokens)
+            assert measured == {
+                "tokens_per_million": pytest.approx(
+                    1e6 * frequency[tokens].mean() / frequency.sum()),
+                "cosine": pytest.approx(of_bin.diagonal().mean()),
+                "floor": pytest.approx(of_bin.mean()),
+            }
+
+
+def test_the_floor_of_embeddings_is_of_tokens_that_are_as_frequent():
+    """Rare tokens all look alike, as in a trained model; frequent ones are each their own."""
+    model = planted("stranger")
+    frequency = np.arange(1.0, V + 1)
+    with torch.no_grad():
+        common = torch.linspace(10, 0, 8).repeat_interleave(25)  # of each eighth of the tokens
+        model.embedding.add_(common.repeat(2)[:, None])
+    side = align.embedding_similarity(model, *TABLE, frequency)["input"]
+    assert side["value"] == pytest.approx(side["floor"], abs=0.02)  # nothing but frequency
+    assert not side["above"]
+    assert side["value"] > side["all_pairs"] + 0.08  # which mixes rare ones with frequent ones
+
+
+def test_tokens_that_are_never_seen_are_left_out():
+    """They keep the embeddings that they started with, here a copy's."""
+    model = planted("stranger")
+    frequency = np.ones(V)
+    frequency[::2] = 0
+    with torch.no_grad():
+        for rows in (model.embedding, model.unembedding):
+            rows[V::2] = rows[:V:2]
+    for side in align.embedding_similarity(model, *TABLE, frequency).values():
+        assert abs(side["value"]) < 0.1
+        assert not side["above"]
+    assert align.embedding_similarity(model, *TABLE, np.ones(V))["input"]["value"] > 0.4
+    # too few tokens for the bins: nothing is said
+    assert align.embedding_similarity(model, *TABLE, np.arange(V) < 15) == {}
 
 
 def test_anchor_points_are_left_out():
@@ -203,14 +442,56 @@ def test_anchor_points_are_left_out():
     assert result["input"]["value"] < 0.1  # an anchor would have cosine 1
 
 
-# --- the command
+# ------------------------------------------------------------------------------------------------
+# The mean over the pairs of languages
+
+def test_a_summary_is_the_mean_over_the_pairs():
+    def entry(value, above):
+        return {"value": value, "floor": value / 2, "above": above}
+
+    def pair(x, above):
+        """What is measured of one pair, all of it planted from one number."""
+        measures = {name: entry(x + i, above) for i, name in enumerate(align.MEASURES)}
+        bins = [{"tokens_per_million": 5.0, "cosine": x, "floor": x / 4}]
+        gradient = {"same": x, "other": 2 * x, "within": 3 * x}
+        return {
+            "layers": [measures, {name: entry(2 * x, above) for name in align.MEASURES}],
+            "gradients": {"embedding": {"same": 7.0, "other": 7.0, "within": 7.0},
+                          "blocks.0.q": gradient, "blocks.0.up": gradient},
+            "embeddings": {"tied": entry(x, above) | {"all_pairs": 0.0, "by_frequency": bins}},
+        }
+
+    pairs = {"EN1-EN2": pair(0.1, True), "EN1-EN3": pair(0.2, True), "EN1-EN4": pair(0.6, False)}
+    summary = align.summary({"pairs": pairs})
+    for i, name in enumerate(align.MEASURES):
+        assert summary["layers"][0][name] == {
+            "value": pytest.approx(0.3 + i), "floor": pytest.approx((0.3 + i) / 2), "above": True}
+        assert summary["layers"][1][name]["value"] == pytest.approx(0.6)
+    mean = {"same": pytest.approx(0.3), "other": pytest.approx(0.6), "within": pytest.approx(0.9)}
+    assert summary["gradient"] == summary["gradients"]["blocks.0.q"] == mean
+    assert summary["gradients"]["embedding"]["same"] == pytest.approx(7)
+    assert summary["embeddings"]["tied"]["value"] == pytest.approx(0.3)
+    assert summary["embeddings"]["tied"]["by_frequency"] == [
+        {"tokens_per_million": 5.0, "cosine": pytest.approx(0.3), "floor": pytest.approx(0.075)}]
+
+    # above, where most pairs are: half of them is not enough
+    del pairs["EN1-EN2"]
+    assert not align.summary({"pairs": pairs})["layers"][0]["cosine"]["above"]
+
+
+# ------------------------------------------------------------------------------------------------
+# The command
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
+    """Runs of two and of three languages, and a monolingual one."""
     here = tmp_path_factory.mktemp("align")
     write_corpus(here / "books")
-    for options in (["--ratio=0.6", "--tied=true", "--run=a"], ["--ratio=0.4,0.3,0.3", "--tied=false", "--run=b"], ["--languages=1", "--run=mono"]):
-        train_here(here, "--corpus=books", "--vocab_size=300", "--n_layer=2", "--d_model=16", "--context=16", "--batch_size=8", "--steps=40", *options)
+    tiny = ["--corpus=books", "--vocab_size=300", "--n_layer=2", "--d_model=16", "--context=16",
+            "--batch_size=8", "--steps=40"]
+    train_here(here, *tiny, "--ratio=0.6", "--tied=true", "--run=a")
+    train_here(here, *tiny, "--ratio=0.4,0.3,0.3", "--tied=false", "--run=b")
+    train_here(here, *tiny, "--languages=1", "--run=mono")
     return here
 
 
@@ -222,12 +503,53 @@ def test_one_page_a_run_and_one_for_all(work, monkeypatch, capsys):
     for picture in ("runs/a/align.png", "runs/b/align.png", "runs/align.png"):
         assert (work / picture).read_bytes().startswith(b"\x89PNG")
     result = json.loads((work / "runs/b/align.json").read_text())
-    assert result["pairs"].keys() == {"EN1-EN2", "EN1-EN3"} and len(result["pairs"]["EN1-EN2"]["layers"]) == 3
+    assert result["pairs"].keys() == {"EN1-EN2", "EN1-EN3"}
+    for pair in result["pairs"].values():
+        assert len(pair["layers"]) == 3
+        assert pair["embeddings"].keys() == {"input", "output"}
     assert "above the floor" in out and "runs/b: EN1 with EN2, EN3" in out
+    # the table has the mean over the pairs
+    layer = align.summary(result)["layers"][2]["cosine"]
+    assert f"{layer['value']:.3f} {layer['floor']:6.3f}" in out
+
+
+def test_a_run_is_measured_on_its_test_text_by_its_own_model(work, monkeypatch):
+    monkeypatch.chdir(work)
+    run, = runs.open_runs(["runs/b"], CPU, minimum=2)
+    result = align.measure(run)
+    assert result["checkpoint"] == data.file_sha256(work / "runs/b/model.pt")
+
+    # windows of the context, end to end
+    text = data.tokens(run.corpus, "test")
+    n = (len(text) - 1) // 16
+    assert result["tokens"] == n * 16
+    base = clone.consecutive(text, 16, n)
+    frequency = np.bincount(data.tokens(run.corpus, "train"), minlength=300)
+    for pair, row in (("EN1-EN2", run.table[1]), ("EN1-EN3", run.table[2])):
+        measured = result["pairs"][pair]
+        rows = run.table[0], row
+        assert measured["layers"] == align.layer_similarity(run.model, base[:, :-1], *rows, CPU)
+        assert measured["gradients"] == align.gradient_similarity(run.model, base, *rows, CPU)
+        assert measured["embeddings"] == align.embedding_similarity(run.model, *rows, frequency)
+    assert result["pairs"]["EN1-EN2"]["layers"] != result["pairs"]["EN1-EN3"]["layers"]
+
+
+def test_too_short_a_test_text_is_refused(work, monkeypatch):
+    monkeypatch.chdir(work)
+    run, = runs.open_runs(["runs/a"], CPU)
+    monkeypatch.setattr(data, "tokens", lambda corpus, split: np.zeros(32, np.uint16))
+    short = SimpleNamespace(corpus=run.corpus, config=run.config, folder=run.folder)
+    with pytest.raises(align.BadInput, match=r"has 32 tokens, fewer than two windows of .* \(33\)"):
+        align.measure(short)
 
 
 @pytest.mark.parametrize("options, expected", [
-    (["runs/mono"], "is monolingual"), (["runs/a", "runs/mono"], "is monolingual"), (["runs/none"], "is no run"), ([], "required"), (["runs/a", "--devise=cpu"], "did you mean --device?")])
+    (["runs/mono"], "is monolingual"),
+    (["runs/a", "runs/mono"], "is monolingual"),
+    (["runs/none"], "is no run"),
+    ([], "required"),
+    (["runs/a", "--devise=cpu"], "did you mean --device?"),
+])
 def test_bad_input_is_one_line(work, options, expected, monkeypatch, capsys):
     monkeypatch.chdir(work)
     assert expected in fails(align.main, options, monkeypatch, capsys)

@@ -1,20 +1,34 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 import clone
-from cli import BadInput
+from lib.cli import BadInput
 
+V = 1 << 16
 TEXT = np.arange(10_000, dtype=np.uint16)  # every id tells its place in the text
-STAGES = np.array([[0.9, 0.1]])
 
 
-def identity(languages=2, V=1 << 16):
-    return clone.clone_table(V, languages, V - 1)
+def two(share):
+    """The one stage of a run that has two languages, EN1 with this share."""
+    return np.array([[share, 1 - share]])
 
 
-def batches(stages=STAGES, context=15, batch_size=8, steps=400, seed=0, text=TEXT, **kwargs):
-    return clone.make_batches(text, identity(stages.shape[1]), stages, context, batch_size, steps, seed, **kwargs)
+def batches(stages=None, context=15, batch_size=8, steps=400, seed=0, text=TEXT, **processes):
+    """clone.make_batches, of two languages at 90/10 unless told otherwise."""
+    stages = two(0.9) if stages is None else stages
+    table = clone.clone_table(V, stages.shape[1], V - 1)
+    return clone.make_batches(text, table, stages, context, batch_size, steps, seed, **processes)
 
+
+def languages(batch, steps):
+    """The language of every sequence in a range of steps [steps, B]."""
+    return np.array([batch(step)[1] for step in steps])
+
+
+# ------------------------------------------------------------------------------------------------
+# The languages: how much of each, and the ids of their tokens
 
 def test_every_language_decodes_to_the_same_text():
     table = clone.clone_table(100, 4, eot=99)
@@ -25,98 +39,134 @@ def test_every_language_decodes_to_the_same_text():
     assert (table[:, 99] == 99).all()  # end-of-text is never cloned
 
 
+def test_the_table_of_the_docstring():
+    # seed 3 is one that draws token 1 as the anchor point
+    table = clone.clone_table(5, 3, eot=4, cloned=0.75, seed=3)
+    assert table.tolist() == [
+        [0, 1, 2, 3, 4],
+        [5, 1, 7, 8, 4],
+        [10, 1, 12, 13, 4],
+    ]
+
+
+def cloned_tokens(fraction, seed):
+    table = clone.clone_table(1001, 3, eot=1000, cloned=fraction, seed=seed)
+    cloned = table[2] != np.arange(1001)
+    assert (cloned == (table[1] != np.arange(1001))).all()
+    return set(np.flatnonzero(cloned))
+
+
 def test_anchor_points_are_shared_and_nested():
-    clones = [set(np.flatnonzero(clone.clone_table(1001, 3, 1000, cloned=c, seed=5)[2] != np.arange(1001))) for c in (0, 0.2, 0.8, 1)]
-    assert [len(c) for c in clones] == [0, 200, 800, 1000]
+    clones = [cloned_tokens(fraction, seed=5) for fraction in (0, 0.2, 0.8, 1)]
+    assert [len(tokens) for tokens in clones] == [0, 200, 800, 1000]
     assert clones[1] < clones[2] < clones[3]
-    assert clones[1] != set(np.flatnonzero(clone.clone_table(1001, 3, 1000, cloned=0.2, seed=6)[2] != np.arange(1001)))
+    assert clones[1] != cloned_tokens(0.2, seed=6)
+
+
+def test_where_two_languages_differ():
+    table = clone.clone_table(5, 3, eot=4, cloned=0.75, seed=3)
+    base = np.array([[0, 1, 4], [3, 2, 1]])
+    cloned = clone.cloned_positions(base, table[0], table[2])
+    assert cloned.tolist() == [[True, False, False], [True, True, False]]
+    # of a language and itself no id differs: then all positions count
+    assert clone.cloned_positions(base, table[1], table[1]).all()
 
 
 def test_shares():
     assert np.allclose(clone.parse_shares("0.5", 10), [0.5] + [0.5 / 9] * 9)
     assert np.allclose(clone.parse_shares("0.2,0.3,0.5", 3), [0.2, 0.3, 0.5])
     assert np.allclose(clone.parse_stages(None, 2, "1,0"), [[1, 0], [0, 1]])
-    for ratio, languages in (("1.5", 2), ("-0.1", 2), ("0.5,0.6", 2), ("0.5,0.5", 3), ("x", 2), ("nan", 2), ("0.9", 1), ("", 2)):
-        with pytest.raises(BadInput):
-            clone.parse_shares(ratio, languages)
+    assert np.allclose(clone.parse_stages("0.9", 3), [[0.9, 0.05, 0.05]])
 
+
+@pytest.mark.parametrize("ratio, languages", [
+    ("1.5", 2),
+    ("-0.1", 2),
+    ("0.5,0.6", 2),
+    ("0.5,0.5", 3),
+    ("x", 2),
+    ("nan", 2),
+    ("0.9", 1),
+    ("", 2),
+])
+def test_shares_that_are_none(ratio, languages):
+    with pytest.raises(BadInput):
+        clone.parse_shares(ratio, languages)
+
+
+@pytest.mark.parametrize("ratio, languages, expected", [
+    ("0.9", None, ("0.9", 2)),
+    ("0.5,0.3,0.2", None, ("0.5,0.3,0.2", 3)),
+    ("0.5", 10, ("0.5", 10)),
+    (None, None, ("0.5,0.5", 2)),
+    (None, 4, ("0.25,0.25,0.25,0.25", 4)),
+    (None, 1, ("1.0", 1)),
+])
+def test_what_the_command_line_leaves_out(ratio, languages, expected):
+    args = SimpleNamespace(ratio=ratio, languages=languages, schedule=None)
+    assert clone.resolve(args) == expected
+
+
+# ------------------------------------------------------------------------------------------------
+# The batches: which text
 
 def test_a_batch_is_a_pure_function_of_seed_and_step():
     ids, lang = batches()(137)
-    assert ids.shape == (8, 16) and ids.dtype == np.int64 and lang.shape == (8,)
+    assert ids.shape == (8, 16)
+    assert ids.dtype == np.int64
+    assert lang.shape == (8,)
+
+    # after another order of calls
     later = batches()
-    [later(step) for step in (300, 0, 136)]  # another order of calls
-    assert all((a == b).all() for a, b in zip(later(137), (ids, lang)))
-    assert (batches(seed=1)(137)[0] != ids).any()
+    for step in (300, 0, 136):
+        later(step)
+    ids_later, lang_later = later(137)
+    assert (ids_later == ids).all()
+    assert (lang_later == lang).all()
+
+
+def test_another_seed_has_another_text_and_other_languages():
+    one, other = batches(two(0.5)), batches(two(0.5), seed=1)
+    assert (one(137)[0] % V != other(137)[0] % V).any()
+    same = languages(one, range(100)) == languages(other, range(100))
+    assert 0.4 < same.mean() < 0.6  # as of two coins
 
 
 def test_an_epoch_visits_every_window_once_and_the_next_starts_elsewhere():
-    n, width = clone.windows(TEXT, 15), 16
-    ids = np.concatenate([batches()(step)[0] for step in range(3 * n // 8)]) % (1 << 16)
+    n, width, batch = clone.windows(TEXT, 15), 16, batches()
+    ids = np.concatenate([batch(step)[0] for step in range(3 * n // 8)]) % V
     assert (np.diff(ids, axis=1) == 1).all()  # running text
     offsets = []
     for epoch in range(2):
         starts = np.sort(ids[epoch * n:(epoch + 1) * n, 0])
         assert (np.diff(starts) == width).all()  # side by side: no overlap, no gap
         offsets.append(starts[0])
-    assert offsets[0] != offsets[1] and max(offsets) < width
+    assert offsets[0] != offsets[1]
+    assert max(offsets) < width
     assert (ids[:n, 0] // width != ids[n:2 * n, 0] // width).mean() > 0.9  # and another order
+
+
+def test_the_order_of_the_windows_is_shuffled():
+    n, width, batch = clone.windows(TEXT, 15), 16, batches()
+    ids = np.concatenate([batch(step)[0] for step in range(n // 8)]) % V
+    window = ids[:, 0] // width
+    assert abs(np.corrcoef(window, np.arange(len(window)))[0, 1]) < 0.2
+    assert (np.diff(window) == 1).mean() < 0.05  # no two that follow each other in the text
 
 
 def test_a_batch_larger_than_the_text_spans_epochs():
     ids, _ = batches(text=TEXT[:100], batch_size=50)(3)
-    assert ids.shape == (50, 16) and (ids % (1 << 16) < 100).all()
+    assert ids.shape == (50, 16)
+    assert (ids % V < 100).all()
 
 
 def test_processes_share_out_the_batch_of_one():
     whole = batches()(5)
-    parts = [batches(rank=r, world=4)(5) for r in range(4)]
+    parts = [batches(rank=rank, world=4)(5) for rank in range(4)]
     for i in range(2):
-        assert (np.concatenate([p[i] for p in parts]) == whole[i]).all()
-    assert len({row[0] % (1 << 16) for p in parts for row in p[0]}) == 8  # disjoint
-
-
-def test_another_ratio_sees_the_same_text_in_the_same_order():
-    for step in range(50):
-        (a, lang_a), (b, lang_b) = (batches(np.array([[r, 1 - r]]))(step) for r in (0.9, 0.5))
-        assert (a % (1 << 16) == b % (1 << 16)).all()
-        assert (lang_a <= lang_b).all()  # a sequence in EN1 at 50 % is in EN1 at 90 % too
-    shared = clone.clone_table(1 << 16, 2, (1 << 16) - 1, cloned=0)
-    a, b = (clone.make_batches(TEXT, shared, np.array([[r, 1 - r]]), 15, 8, 400, 0)(7)[0] for r in (0.9, 0.5))
-    assert (a == b).all()  # so that with every token an anchor point all mixes are one run
-
-
-def test_shares_and_stages_hold_in_the_long_run():
-    stages = np.array([[0.7, 0.2, 0.1], [0.0, 0.5, 0.5]])
-    batch = batches(stages, steps=4000)
-    for stage, (first, last) in enumerate([(0, 2000), (2000, 4000)]):
-        lang = np.concatenate([batch(step)[1] for step in range(first, last)])
-        share = np.bincount(lang, minlength=3) / len(lang)
-        assert np.abs(share - stages[stage]).max() < 4 * np.sqrt(0.25 / len(lang)), share
-    assert not (lang == 0).any()  # a share of 0 is none at all
-
-
-def test_the_language_is_drawn_for_each_sequence_by_itself():
-    batch = batches(batch_size=64)
-    drawn = np.array([batch(step)[1] for step in range(400)])
-    assert drawn.sum(1).std() == pytest.approx((64 * 0.9 * 0.1) ** 0.5, rel=0.15)  # binomial; of one draw a batch it would be 19
-    assert abs(np.corrcoef(drawn[:, 0], drawn[:, 1])[0, 1]) < 0.2 and abs(np.corrcoef(drawn[:-1, 0], drawn[1:, 0])[0, 1]) < 0.2
-    batch = clone.make_batches(np.zeros(20000, np.uint16), clone.clone_table(50, 2, 49), np.array([[0.5, 0.5]]), 9, 64, 400, seed=0)
-    assert {tuple(np.unique(row)) for row in batch(0)[0]} == {(0,), (50,)}  # a sequence is in one language from end to end
-
-
-def test_the_language_says_nothing_about_the_text():
-    V = 51
-    text = np.random.default_rng(0).zipf(1.5, 400_000).clip(max=V - 1) - 1
-    batch = clone.make_batches(text.astype(np.uint16), clone.clone_table(V, 2, eot=V - 1), np.array([[0.5, 0.5]]), 63, 64, 90, seed=0)
-    counts = np.zeros((2, V))
-    for step in range(90):
-        ids, lang = batch(step)
-        assert (ids // V == lang[:, None]).all()
-        for l in (0, 1):
-            counts[l] += np.bincount((ids[lang == l] % V).ravel(), minlength=V)
-    p = counts / counts.sum(1, keepdims=True)
-    assert np.abs(p[0] - p[1]).sum() / 2 < 0.01
+        assert (np.concatenate([part[i] for part in parts]) == whole[i]).all()
+    starts = [row[0] % V for ids, _ in parts for row in ids]
+    assert len(set(starts)) == 8  # disjoint
 
 
 def test_too_small_a_text():
@@ -125,11 +175,94 @@ def test_too_small_a_text():
     assert clone.windows(TEXT[:31], 15) == 1
 
 
+def test_consecutive_windows_have_every_token_as_a_target_once():
+    windows = clone.consecutive(TEXT, 15, 20)
+    assert windows.shape == (20, 16)
+    assert (windows[:, 1:].ravel() == TEXT[1:301]).all()
+    assert (windows[:, 0] == TEXT[0:300:15]).all()
+
+
+# ------------------------------------------------------------------------------------------------
+# The batches: which language
+
+def test_another_ratio_sees_the_same_text_in_the_same_order():
+    nine, five = batches(two(0.9)), batches(two(0.5))
+    for step in range(50):
+        ids_nine, lang_nine = nine(step)
+        ids_five, lang_five = five(step)
+        assert (ids_nine % V == ids_five % V).all()
+        # a sequence in EN1 at 50 % is in EN1 at 90 % too
+        assert (lang_nine <= lang_five).all()
+
+
+def test_where_every_token_is_an_anchor_point_all_mixes_are_one_run():
+    shared = clone.clone_table(V, 2, V - 1, cloned=0)
+    nine, five = (clone.make_batches(TEXT, shared, two(share), 15, 8, 400, 0)
+                  for share in (0.9, 0.5))
+    assert (nine(7)[0] == five(7)[0]).all()
+
+
+def test_shares_and_stages_hold_in_the_long_run():
+    stages = np.array([[0.7, 0.2, 0.1], [0.0, 0.5, 0.5]])
+    batch = batches(stages, steps=4000)
+    for stage, steps in enumerate((range(2000), range(2000, 4000))):
+        lang = languages(batch, steps).ravel()
+        share = np.bincount(lang, minlength=3) / len(lang)
+        assert np.abs(share - stages[stage]).max() < 4 * np.sqrt(0.25 / len(lang)), share
+    assert not (lang == 0).any()  # a share of 0 is none at all
+
+
+def test_a_stage_begins_at_its_step():
+    batch = batches(np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), steps=10)
+    lang = languages(batch, range(10))
+    assert (lang == lang[:, :1]).all()
+    # three stages of ten steps: the second begins where step * 3 / 10 reaches 1
+    assert lang[:, 0].tolist() == [0, 0, 0, 0, 1, 1, 1, 0, 0, 0]
+
+
+def test_the_language_is_drawn_for_each_sequence_by_itself():
+    drawn = languages(batches(batch_size=64), range(400))
+    # binomial; of one draw a batch it would be 19
+    assert drawn.sum(1).std() == pytest.approx((64 * 0.9 * 0.1) ** 0.5, rel=0.15)
+    # two sequences of a step, and one place in two steps, say nothing about each other
+    assert abs(np.corrcoef(drawn[:, 0], drawn[:, 1])[0, 1]) < 0.2
+    assert abs(np.corrcoef(drawn[:-1, 0], drawn[1:, 0])[0, 1]) < 0.2
+
+
+def test_a_sequence_is_in_one_language_from_end_to_end():
+    zeros, table = np.zeros(20_000, np.uint16), clone.clone_table(50, 2, 49)
+    batch = clone.make_batches(zeros, table, two(0.5), 9, 64, 400, seed=0)
+    ids, lang = batch(0)
+    assert (ids == 50 * lang[:, None]).all()
+    assert set(lang) == {0, 1}
+
+
+def test_the_language_says_nothing_about_the_text():
+    size = 51  # ids of a language
+    text = np.random.default_rng(0).zipf(1.5, 400_000).clip(max=size - 1) - 1
+    table = clone.clone_table(size, 2, eot=size - 1)
+    batch = clone.make_batches(text.astype(np.uint16), table, two(0.5), 63, 64, 90, seed=0)
+    counts = np.zeros((2, size))
+    for step in range(90):
+        ids, lang = batch(step)
+        assert (ids // size == lang[:, None]).all()
+        for l in (0, 1):
+            counts[l] += np.bincount((ids[lang == l] % size).ravel(), minlength=size)
+    frequencies = counts / counts.sum(1, keepdims=True)
+    assert np.abs(frequencies[0] - frequencies[1]).sum() / 2 < 0.01
+
+
+# ------------------------------------------------------------------------------------------------
+# The command
+
 def test_the_page_that_shows_cloning(prepared, monkeypatch, capsys):
     monkeypatch.chdir(prepared)
-    monkeypatch.setattr("sys.argv", ["clone.py", "--corpus=books", "--vocab_size=300", "--ratio=0.9", "--languages=3"])
+    options = ["--corpus=books", "--vocab_size=300", "--ratio=0.9", "--languages=3"]
+    monkeypatch.setattr("sys.argv", ["clone.py", *options])
     clone.main()
     out = capsys.readouterr().out
     assert out.count("decoded: The main language helps the other one.") == 3
-    vocabulary = {line.split()[1] for line in out.splitlines() if line.startswith("EN") and "%" in line}
-    assert vocabulary == {"300"}
+
+    rows = [line.split() for line in out.splitlines() if line.startswith("EN") and "%" in line]
+    assert [row[0] for row in rows] == ["EN1", "EN2", "EN3"]
+    assert {row[1] for row in rows} == {"300"}

@@ -6,74 +6,118 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import fails, train_here, write_corpus
 
 import clone
+import data
 import runs
-from cli import BadInput
+from lib.bpe import encoder
+from lib.cli import BadInput
 from model import GPT
 
 eval_ = importlib.import_module("eval")  # the name of a builtin
 CPU = torch.device("cpu")
 
 
+def tiny_model(seed=0, **changes):
+    torch.manual_seed(seed)
+    config = dict(vocab_size=30, context=16, n_layer=1, n_head=2, d_head=4, d_model=8, tied=True,
+                  embedding_std=0.02)
+    return GPT(config | changes)
+
+
 def bigram_model(probabilities, context):
-    """A GPT without layers whose next-token distribution after token i is exactly probabilities[i]: a planted answer."""
+    """A GPT without layers whose next-token distribution is planted.
+
+    After token i it is exactly probabilities[i].
+    """
     V = len(probabilities)
-    model = GPT(dict(vocab_size=V, context=context, n_layer=0, n_head=1, d_head=1, d_model=V, tied=False, embedding_std=0.02))
+    model = tiny_model(vocab_size=V, context=context, n_layer=0, d_model=V, tied=False)
     with torch.no_grad():
         model.embedding.copy_(torch.eye(V))
         model.position.zero_()
-        model.norm.bias.fill_(1.0)  # else the rows of the hidden states sum to zero, and no inverse exists
-        hidden = model.norm(torch.eye(V))
-        model.unembedding.copy_(torch.linalg.solve(hidden.double(), torch.tensor(probabilities).double().log()).T)
+        # else the rows of the hidden states sum to zero, and no inverse exists
+        model.norm.bias.fill_(1.0)
+        hidden = model.norm(torch.eye(V)).double()
+        logits = torch.tensor(probabilities).double().log()
+        model.unembedding.copy_(torch.linalg.solve(hidden, logits).T)
     return model
 
 
 def chain(probabilities, n, seed=0):
+    """A text of n tokens, drawn from a bigram table."""
     rng, text = np.random.default_rng(seed), [0]
     for u in rng.random(n - 1):
-        text.append(int(np.searchsorted(np.cumsum(probabilities[text[-1]]), u).clip(max=len(probabilities) - 1)))
+        token = int(np.searchsorted(np.cumsum(probabilities[text[-1]]), u))
+        text.append(min(token, len(probabilities) - 1))
     return np.array(text, dtype=np.uint16)
 
 
-# --- perplexity
+# ------------------------------------------------------------------------------------------------
+# Perplexity
 
-@pytest.mark.parametrize("context, last_n, length", [(16, 4, 500), (16, 5, 500), (16, 16, 101), (16, 1, 17), (12, 7, 32)])
+@pytest.mark.parametrize("context, last_n, length", [
+    (16, 4, 500), (16, 5, 500), (16, 16, 101), (16, 1, 17), (12, 7, 32),
+])
 def test_every_token_is_scored_once_in_its_right_context(context, last_n, length):
-    torch.manual_seed(0)
-    model = GPT(dict(vocab_size=30, context=context, n_layer=1, n_head=2, d_head=4, d_model=8, tied=True, embedding_std=0.02))
+    model = tiny_model(context=context)
     text = np.random.default_rng(0).integers(0, 30, length).astype(np.uint16)
-    seen = []
-    model.token_losses, whole = (lambda ids, last: seen.append(ids[:, -last:].shape) or whole(ids, last=last)), model.token_losses
+    token_losses, scored = model.token_losses, []
+
+    def recording(ids, last):
+        scored.append(ids[:, -last:].numel())
+        return token_losses(ids, last=last)
+
+    model.token_losses = recording
     losses = eval_.score(model, text, np.arange(30), context, last_n, CPU)
     first = context - last_n + 1
     assert np.isnan(losses[:first]).all() and not np.isnan(losses[first:]).any()
-    assert sum(a * b for a, b in seen) < length - first + last_n + 1  # little twice: only where the last window meets the one before
-    for t in (first, first + 1, length // 2 + 3, length - 1):  # the slow way: one window a token
+    # little twice: only where the last window meets the one before
+    assert sum(scored) < length - first + last_n + 1
+
+    # the slow way: all windows that have the token, and enough before it
+    for t in (first, first + 1, length // 2 + 3, length - 1):
         t = min(max(t, first), length - 1)
-        candidates = [whole(torch.from_numpy(text[s:s + context + 1].astype(np.int64))[None])[0, t - s - 1].item()
-                      for s in range(max(0, t - context), min(t - first, length - 1 - context) + 1)]
+        candidates = []
+        for start in range(max(0, t - context), min(t - first, length - 1 - context) + 1):
+            window = torch.from_numpy(text[start:start + context + 1].astype(np.int64))
+            candidates.append(token_losses(window[None])[0, t - start - 1].item())
         assert min(abs(losses[t] - c) for c in candidates) < 1e-5
 
 
 def test_a_part_of_a_long_text_is_scored_as_all_of_it_would_be():
-    torch.manual_seed(0)
-    model = GPT(dict(vocab_size=30, context=16, n_layer=1, n_head=2, d_head=4, d_model=8, tied=True, embedding_std=0.5))
+    model = tiny_model(embedding_std=0.5)
     text = np.random.default_rng(0).integers(0, 30, 2000).astype(np.uint16)
-    whole, part = (eval_.score(model, text, np.arange(30), 16, 4, CPU, most) for most in (math.inf, 200))
+    whole, part = (eval_.score(model, text, np.arange(30), 16, 4, CPU, most)
+                   for most in (math.inf, 200))
     kept = ~np.isnan(part)
-    assert kept.sum() == 200 and np.abs(part[kept] - whole[kept]).max() < 1e-5
-    assert np.histogram(np.flatnonzero(kept), 4, (0, 2000))[0].tolist() == pytest.approx([50] * 4, abs=8)  # from all over the text
+    assert kept.sum() == 200
+    assert np.abs(part[kept] - whole[kept]).max() < 1e-5
+    # from all over the text
+    in_each_quarter = np.histogram(np.flatnonzero(kept), 4, (0, 2000))[0]
+    assert in_each_quarter.tolist() == pytest.approx([50] * 4, abs=8)
+
+
+def test_a_text_is_scored_in_the_ids_of_its_language():
+    model = tiny_model(vocab_size=60, embedding_std=0.5)
+    table = clone.clone_table(30, 2, eot=29, cloned=0.5)
+    text = np.random.default_rng(0).integers(0, 30, 200)
+    in_en2 = eval_.score(model, text, table[1], 16, 4, CPU)
+    np.testing.assert_array_equal(
+        in_en2, eval_.score(model, table[1][text], np.arange(60), 16, 4, CPU))
+    assert np.nanmax(np.abs(in_en2 - eval_.score(model, text, table[0], 16, 4, CPU))) > 0.1
 
 
 def test_the_perplexity_of_a_uniform_model_is_the_number_of_ids():
-    model = GPT(dict(vocab_size=50, context=8, n_layer=2, n_head=1, d_head=4, d_model=8, tied=False, embedding_std=0.02))
+    model = tiny_model(vocab_size=50, context=8, n_layer=2, tied=False)
     with torch.no_grad():
         model.unembedding.zero_()
     text = np.random.default_rng(0).integers(0, 50, 300)
-    mean, error = eval_.mean_and_error(eval_.score(model, text, np.arange(50), 8, 2, CPU), text, eot=49)
-    assert math.exp(mean) == pytest.approx(50, rel=1e-6) and error == pytest.approx(0, abs=1e-6)
+    losses = eval_.score(model, text, np.arange(50), 8, 2, CPU)
+    mean, error = eval_.mean_and_error(losses, text, eot=49)
+    assert math.exp(mean) == pytest.approx(50, rel=1e-6)
+    assert error == pytest.approx(0, abs=1e-6)
 
 
 def test_the_perplexity_of_a_bigram_table_is_its_entropy():
@@ -93,34 +137,65 @@ def test_standard_error_is_over_documents():
     text = np.where(np.arange(40_000) % 100 == 99, 9, 1)  # 400 documents of 100 tokens
     level = rng.normal(3, 0.5, 400).repeat(100)  # documents differ, the tokens of one do not
     mean, error = eval_.mean_and_error(level, text, eot=9)
-    assert mean == pytest.approx(level.mean()) and error == pytest.approx(0.5 / math.sqrt(400), rel=0.1)
+    assert mean == pytest.approx(level.mean())
+    assert error == pytest.approx(0.5 / math.sqrt(400), rel=0.1)
     assert eval_.mean_and_error(level[:50], text[:50], eot=9)[1] is None
 
 
-# --- the law
+def test_standard_error_of_five_documents_by_hand():
+    # as long as one another: that of the mean of five numbers, with n - 1
+    levels = np.array([1.0, 2.0, 4.0, 5.0, 8.0])
+    text = np.tile([1, 1, 1, 9], 5)
+    mean, error = eval_.mean_and_error(levels.repeat(4), text, eot=9)
+    assert mean == pytest.approx(4)
+    assert error == pytest.approx(np.std(levels, ddof=1) / math.sqrt(5), rel=1e-12)
+
+    # of 1 to 5 tokens, the first of them not scored: only the others count
+    text = np.repeat(1, 15)
+    text[[0, 2, 5, 9, 14]] = 9
+    losses = levels.repeat([1, 2, 3, 4, 5])
+    losses[0] = np.nan
+    mean, error = eval_.mean_and_error(losses, text, eot=9)
+    assert mean == pytest.approx((2 * 2 + 3 * 4 + 4 * 5 + 5 * 8) / 14)
+    excess = np.array([2 * (2 - mean), 3 * (4 - mean), 4 * (5 - mean), 5 * (8 - mean)])
+    assert error == pytest.approx(math.sqrt((excess**2).sum() * 4 / 3) / 14)
+
+
+# ------------------------------------------------------------------------------------------------
+# The law
+
+A, B, C = 1.7, 0.23, 0.06
+
+
+def planted_law(n):
+    """The perplexity of a monolingual model on n tokens, by a law that is planted."""
+    return 1 / (C - A * n**-B)
+
 
 def test_a_planted_law_is_recovered_exactly_from_exact_points():
-    a, b, c = 1.7, 0.23, 0.06
     n = np.geomspace(1e7, 1e9, 6)
-    law = eval_.fit_law(n, 1 / (c - a * n**-b))
-    assert (law.a, law.b, law.c) == pytest.approx((a, b, c), rel=1e-4)
+    law = eval_.fit_law(n, planted_law(n))
+    assert (law.a, law.b, law.c) == pytest.approx((A, B, C), rel=1e-4)
     for x in (2e7, 3e8, 1.5e9):
-        assert law.ppl(x) == pytest.approx(1 / (c - a * x**-b), rel=1e-6)
+        assert law.ppl(x) == pytest.approx(planted_law(x), rel=1e-6)
         assert law.tokens(law.ppl(x)) == pytest.approx(x, rel=1e-6)
-    noisy = 1 / (c - a * n**-b) * np.linspace(0.98, 1.02, 6)
-    assert eval_.fit_law(n, noisy).interval(30) == eval_.fit_law(n[::-1], noisy[::-1]).interval(30)  # the order of the runs does not matter
-    assert law.tokens(1 / c) == math.inf and law.ppl(1e3) == math.inf
+    assert law.tokens(1 / C) == math.inf and law.ppl(1e3) == math.inf
+
+    # outside of what it was fitted to, by more than a factor of 2
     assert law.extrapolated(law.ppl(4.9e6)) and not law.extrapolated(law.ppl(5.1e6))
     assert law.extrapolated(law.ppl(2.1e9)) and not law.extrapolated(law.ppl(1.9e9))
 
+    # the order of the runs does not matter
+    noisy = planted_law(n) * np.linspace(0.98, 1.02, 6)
+    assert eval_.fit_law(n, noisy).interval(30) == eval_.fit_law(n[::-1], noisy[::-1]).interval(30)
+
 
 def test_with_noise_the_interval_holds_the_truth_as_often_as_it_says():
-    a, b, c, n = 1.7, 0.23, 0.06, np.geomspace(1e7, 1e9, 7)
-    truth, hits = 1e8, 0
-    ppl = 1 / (c - a * truth**-b)
+    n, truth, hits = np.geomspace(1e7, 1e9, 7), 1e8, 0
     for seed in range(100):
-        noisy = (c - a * n**-b) * (1 + 0.01 * np.random.default_rng(seed).standard_normal(7))
-        low, high = eval_.fit_law(n, 1 / noisy, n_bootstrap=150).interval(ppl)
+        noise = 0.01 * np.random.default_rng(seed).standard_normal(7)
+        law = eval_.fit_law(n, planted_law(n) / (1 + noise), n_bootstrap=150)
+        low, high = law.interval(planted_law(truth))
         hits += low <= truth <= high
     assert 85 <= hits < 100  # nominally 95
 
@@ -130,9 +205,20 @@ PAPER_FR = [(0.1, 34.06), (0.5, 18.41), (1.0, 16.02)]
 
 
 @pytest.mark.parametrize("points, tokens, ppl, teff", [
-    (PAPER_EN, 0.5, 26.13, 0.89), (PAPER_EN, 0.9, 22.46, 1.00), (PAPER_EN, 0.1, 32.81, 2.08), (PAPER_EN, 0.5, 26.53, 0.83), (PAPER_EN, 0.5, 24.44, 1.18),
-    (PAPER_EN, 0.5, 31.39, 0.47), (PAPER_EN, 0.9, 22.47, 1.00), (PAPER_EN, 0.5, 26.44, 0.85), (PAPER_EN, 0.9, 22.48, 1.00), (PAPER_EN, 0.5, 25.97, 0.91),
-    (PAPER_FR, 0.5, 19.39, 0.82), (PAPER_FR, 0.1, 29.04, 1.27), (PAPER_FR, 0.5, 19.01, 0.88)])
+    (PAPER_EN, 0.5, 26.13, 0.89),
+    (PAPER_EN, 0.9, 22.46, 1.00),
+    (PAPER_EN, 0.1, 32.81, 2.08),
+    (PAPER_EN, 0.5, 26.53, 0.83),
+    (PAPER_EN, 0.5, 24.44, 1.18),
+    (PAPER_EN, 0.5, 31.39, 0.47),
+    (PAPER_EN, 0.9, 22.47, 1.00),
+    (PAPER_EN, 0.5, 26.44, 0.85),
+    (PAPER_EN, 0.9, 22.48, 1.00),
+    (PAPER_EN, 0.5, 25.97, 0.91),
+    (PAPER_FR, 0.5, 19.39, 0.82),
+    (PAPER_FR, 0.1, 29.04, 1.27),
+    (PAPER_FR, 0.5, 19.01, 0.88),
+])
 def test_the_papers_token_efficiency(points, tokens, ppl, teff):
     law = eval_.fit_law([n * 1.197e9 for n, _ in points], [p for _, p in points])
     assert law.tokens(ppl) / (tokens * 1.197e9) == pytest.approx(teff, rel=0.05)
@@ -140,22 +226,40 @@ def test_the_papers_token_efficiency(points, tokens, ppl, teff):
 
 
 def test_the_two_rows_of_the_paper_that_three_points_do_not_give_to_5_percent():
-    """The paper fitted its laws to more points than paper.md has; these two rows feel it, one by 6 %, one far outside the fitted range."""
+    """The paper fitted its laws to more points than paper.md has, and these two rows feel it.
+
+    One is off by 6 %, the other lies far outside the fitted range.
+    """
     french = eval_.fit_law([n for n, _ in PAPER_FR], [p for _, p in PAPER_FR])
     assert french.tokens(31.89) / 0.1 == pytest.approx(1.05, rel=0.07)
     english = eval_.fit_law([n for n, _ in PAPER_EN], [p for _, p in PAPER_EN])
-    assert english.tokens(9e10) / 0.5 == pytest.approx(0.05, abs=0.01) and english.extrapolated(9e10)
+    assert english.tokens(9e10) / 0.5 == pytest.approx(0.05, abs=0.01)
+    assert english.extrapolated(9e10)
 
 
 def test_interpolation_between_the_monolingual_runs():
     points = [(1e6, 50), (4e6, 25), (4e6, 25), (8e6, 20)]
-    assert [eval_.interpolate(points, ppl) for ppl in (50, 25, 20)] == pytest.approx([1e6, 4e6, 8e6])
-    assert eval_.interpolate(points, 1 / 0.03) == pytest.approx(2e6)  # half-way in 1 / PPL, half-way in log tokens
-    assert eval_.interpolate(points, 51) is None and eval_.interpolate(points, 19) is None and eval_.interpolate(points, n=9e6) is None
-    assert [eval_.interpolate(points, n=n) for n in (1e6, 2e6, 4e6)] == pytest.approx([50, 1 / 0.03, 25])
-    law = lambda n: 1 / (0.06 - 1.7 * n**-0.23)
-    dense = [(n, law(n)) for n in np.geomspace(1e7, 1e9, 40)]
-    assert eval_.interpolate(dense, law(7e7)) == pytest.approx(7e7, rel=0.01)
+    at_points = [eval_.interpolate(points, ppl) for ppl in (50, 25, 20)]
+    assert at_points == pytest.approx([1e6, 4e6, 8e6])
+    # half-way in 1 / PPL is half-way in log tokens
+    assert eval_.interpolate(points, 1 / 0.03) == pytest.approx(2e6)
+    ppl = [eval_.interpolate(points, n=n) for n in (1e6, 2e6, 4e6)]
+    assert ppl == pytest.approx([50, 1 / 0.03, 25])
+    # nothing outside of them
+    assert eval_.interpolate(points, 51) is None
+    assert eval_.interpolate(points, 19) is None
+    assert eval_.interpolate(points, n=9e6) is None
+    assert eval_.interpolate(points, n=0.9e6) is None
+
+    # of several runs on as many tokens the mean counts, of 1 / PPL: (0.05 + 0.03) / 2
+    seeds = [(1e6, 50), (4e6, 20), (4e6, 1 / 0.03)]
+    assert eval_.interpolate(seeds, n=4e6) == pytest.approx(25)
+    # more tokens never count as worse
+    worse = [(1e6, 50), (2e6, 25), (4e6, 40), (8e6, 20)]
+    assert eval_.interpolate(worse, n=4e6) == pytest.approx(25)
+
+    dense = [(n, planted_law(n)) for n in np.geomspace(1e7, 1e9, 40)]
+    assert eval_.interpolate(dense, planted_law(7e7)) == pytest.approx(7e7, rel=0.01)
 
 
 def test_too_few_runs_or_none_that_learn_are_refused():
@@ -168,17 +272,105 @@ def test_too_few_runs_or_none_that_learn_are_refused():
         eval_.fit_law([1e6, 2e6, 4e6], [20, 25, 30])
 
 
-# --- code-switching
+def mono(n, ppl, **setting):
+    """(config, result) of a monolingual run."""
+    config = SimpleNamespace(**{"languages": 1, "batch_size": 32, "lr": 1e-3} | setting)
+    return config, {"languages": [{"tokens_seen": n, "ppl": ppl}]}
 
-def test_copied_rows_carry_all_of_the_context_and_strangers_none():
-    torch.manual_seed(0)
-    config = dict(vocab_size=60, context=16, n_layer=2, n_head=2, d_head=8, d_model=16, tied=False, embedding_std=0.02)
-    table = clone.clone_table(30, 2, eot=29)
-    text = np.random.default_rng(0).integers(0, 29, 3000)
-    model = GPT(config)
+
+def test_runs_that_follow_no_power_law_are_remarked_on():
+    def no_power_law(n):
+        return 1 / (0.004 * np.log(n / 1e5) ** 1.5)
+
+    for law, edge in ((planted_law, False), (no_power_law, True)):
+        results = [(None, *mono(n, law(n))) for n in np.geomspace(1e7, 1e9, 6)]
+        remarks = eval_.add_efficiency(results)
+        assert any("at the edge of its range" in remark for remark in remarks) == edge
+
+
+def test_the_law_is_of_the_best_monolingual_setting_at_each_number_of_tokens():
+    two_languages = SimpleNamespace(languages=2), {"languages": [{"tokens_seen": 2e6, "ppl": 1.0}]}
+    group = [
+        mono(1e6, 50.0),
+        mono(1e6, 30.0, batch_size=8),
+        mono(1e6, 31.0, batch_size=8),
+        mono(1e6, 29.0, batch_size=4),
+        mono(1e6, 33.0, batch_size=4),
+        mono(2e6, 20.0),
+        mono(2e6, 25.0, lr=1e-2),
+        two_languages,
+    ]
+    assert sorted(eval_.law_points(group)) == [(1e6, 30.0), (1e6, 31.0), (2e6, 20.0)]
+
+    # a run of another setting, twice as bad, is measured against the best
+    results = []
+    for n in (1e7, 3e7, 1e8, 3e8):
+        results.append((None, *mono(n, planted_law(n), batch_size=8)))
+        results.append((None, *mono(n, 2 * planted_law(n))))
+    eval_.add_efficiency(results)
+    teff = {8: [], 32: []}
+    for _, config, result in results:
+        teff[config.batch_size].append(result["languages"][0]["teff"])
+    assert teff[8] == pytest.approx([1] * 4)
+    assert all(value < 0.5 for value in teff[32])
+
+
+def test_planted_efficiency_comes_out():
+    """Two languages, as good as monolingual models of 2 and of 0.8 times their tokens."""
+    results = [(None, *mono(n, planted_law(n))) for n in np.geomspace(1e7, 1e9, 12)]
+    config = SimpleNamespace(languages=2, batch_size=32, lr=1e-3)
+    languages = [
+        {"tokens_seen": 1e8, "ppl": planted_law(2e8)},
+        {"tokens_seen": 5e8, "ppl": planted_law(4e8)},
+        {"tokens_seen": 3e6, "ppl": planted_law(4e6)},  # fewer than any monolingual run
+        {"tokens_seen": 1e8, "ppl": 0.99 / C},  # better than any number of tokens gives
+        {"tokens_seen": 0, "ppl": 1e9},
+    ]
+    results.append((None, config, {"languages": languages}))
+    # another recipe has no monolingual runs
+    other = SimpleNamespace(languages=2, n_layer=7), {"languages": [dict(languages[0])]}
+    remarks = eval_.add_efficiency([*results, (None, *other)])
+    assert "monolingual law: 1/PPL = 0.06 - 1.7 n^-0.230, from 12 runs" in remarks[0]
+    assert "no token efficiency for 1 of the runs" in remarks[1]
+    assert "teff" not in other[1]["languages"][0]
+
+    rich, poor, few, perfect, none = languages
+    assert rich["teff"] == pytest.approx(2, rel=1e-3)
+    assert rich["mlte"] == pytest.approx(2e8, rel=1e-3)
+    assert rich["mlpe"] == pytest.approx(planted_law(1e8), rel=1e-3)
+    assert rich["teff_interpolated"] == pytest.approx(2, rel=0.02)
+    assert rich["mlpe_interpolated"] == pytest.approx(planted_law(1e8), rel=0.02)
+    assert not rich["extrapolated"]
+    low, high = rich["teff_interval"]
+    assert low == pytest.approx(2, rel=1e-2) and high == pytest.approx(2, rel=1e-2)
+    assert poor["teff"] == pytest.approx(0.8, rel=1e-3)
+    assert few["teff"] == pytest.approx(4 / 3, rel=1e-2)
+    assert few["extrapolated"] and few["teff_interpolated"] is None
+    assert perfect["teff"] is None and perfect["mlte"] is None
+    assert perfect["extrapolated"]
+    assert "teff" not in none
+
+    # once more, without the monolingual runs: what was said before is gone
+    eval_.add_efficiency(results[-1:])
+    assert rich.keys() == {"tokens_seen", "ppl"}
+
+
+# ------------------------------------------------------------------------------------------------
+# Code-switching
+
+@pytest.fixture
+def switching():
+    """(a model that listens to its context, a text, the table) of two languages."""
+    model = tiny_model(vocab_size=60, n_layer=2, d_head=8, d_model=16, tied=False)
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p) * 0.2)
+    table = clone.clone_table(30, 2, eot=29)
+    return model, np.random.default_rng(0).integers(0, 29, 3000), table
+
+
+def test_copied_rows_carry_all_of_the_context_and_strangers_none(switching):
+    model, text, table = switching
     strangers = eval_.code_switch(model, text, table, 0, 1, 16, CPU)
     with torch.no_grad():
         for rows in (model.embedding, model.unembedding):
@@ -188,69 +380,131 @@ def test_copied_rows_carry_all_of_the_context_and_strangers_none():
         assert copies[kind]["gap"] == 0 and abs(strangers[kind]["gap"]) > 1e-3
         assert copies[kind]["worth"] != 0
     # two copies of each id share its probability: log 2 more, but for the one end-of-text
-    assert copies["plain"]["same"] - copies["within"]["same"] == pytest.approx(math.log(2), abs=0.1)
+    shared = copies["plain"]["same"] - copies["within"]["same"]
+    assert shared == pytest.approx(math.log(2), abs=0.1)
+
     # over the second language's ids only, by hand
+    own = np.unique(table[1])
     ids = torch.from_numpy(table[1][text[:17]])[None]
-    logits = (model.norm(model.residual_stream(ids[:, :-1])[-1]) @ model.unembedding.T)[..., np.unique(table[1])]
-    expected = torch.nn.functional.cross_entropy(logits[0], torch.from_numpy(np.searchsorted(np.unique(table[1]), ids[0, 1:].numpy())), reduction="none")
-    rows = torch.from_numpy(np.unique(table[1]))
-    torch.testing.assert_close(model.token_losses(ids, rows=rows)[0], expected)
+    hidden = model.norm(model.residual_stream(ids[:, :-1])[-1])
+    logits = (hidden @ model.unembedding.T)[0][:, own]
+    targets = torch.from_numpy(np.searchsorted(own, ids[0, 1:].numpy()))
+    expected = F.cross_entropy(logits, targets, reduction="none")
+    losses = model.token_losses(ids, rows=torch.from_numpy(own))
+    torch.testing.assert_close(losses[0], expected)
 
 
-# --- the command
+@pytest.mark.parametrize("first, second", [(0, 1), (1, 0)])
+def test_code_switching_by_hand(switching, first, second):
+    """A window at a time, from the logits; 8 tokens of one language, then 8 of the other."""
+    model, text, table = switching
+    text = text[:100]  # six windows
+    own = torch.from_numpy(np.unique(table[second]))
+    losses = {(kind, case): [] for kind in ("plain", "within")
+              for case in ("same", "switched", "none")}
+    for start in range(0, 96, 16):
+        before, after = text[start:start + 8], table[second][text[start + 8:start + 17]]
+        for case, ids in (("same", np.append(table[second][before], after)),
+                          ("switched", np.append(table[first][before], after)),
+                          ("none", after)):
+            ids = torch.from_numpy(ids)
+            hidden = model.norm(model.residual_stream(ids[None, :-1])[-1][0, -8:])
+            logits = hidden @ model.unembedding.T
+            right = logits.gather(1, ids[-8:, None])[:, 0]
+            losses["plain", case] += (logits.logsumexp(1) - right).tolist()
+            losses["within", case] += (logits[:, own].logsumexp(1) - right).tolist()
+
+    result = eval_.code_switch(model, text, table, first, second, 16, CPU)
+    for kind in ("plain", "within"):
+        mean = {case: np.mean(losses[kind, case]) for case in ("same", "switched", "none")}
+        gap, worth = mean["switched"] - mean["same"], mean["none"] - mean["same"]
+        assert abs(gap) > 1e-3 and abs(worth) > 1e-3  # or their signs would not show
+        assert result[kind] == pytest.approx(mean | {"gap": gap, "worth": worth}, abs=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------
+# The command
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """Four monolingual runs of different lengths, one of two languages, and one of another corpus."""
+    """Monolingual runs of four lengths, a run of two languages, and one of another corpus."""
     here = tmp_path_factory.mktemp("eval")
     write_corpus(here / "books", documents=60, sentences=200)
     write_corpus(here / "others", seed=1)
-    tiny = ["--vocab_size=300", "--n_layer=2", "--d_model=16", "--context=16", "--batch_size=8", "--lr=0.01"]
-    jobs = [("both", "books", "--ratio=0.7", 150), ("other", "others", "--ratio=0.7", 10)] + [(f"mono{n}", "books", "--languages=1", n) for n in (30, 60, 120, 240)]
-    for name, corpus, mix, steps in jobs:
-        train_here(here, *tiny, f"--corpus={corpus}", mix, f"--steps={steps}", f"--run={name}")
+    tiny = ["--vocab_size=300", "--n_layer=2", "--d_model=16", "--context=16", "--batch_size=8",
+            "--lr=0.01"]
+    train_here(here, *tiny, "--corpus=books", "--ratio=0.7", "--steps=150", "--run=both")
+    train_here(here, *tiny, "--corpus=others", "--ratio=0.7", "--steps=10", "--run=other")
+    for steps in (30, 60, 120, 240):
+        train_here(here, *tiny, "--corpus=books", "--languages=1", f"--steps={steps}",
+                   f"--run=mono{steps}")
     return here
 
 
 def test_one_table_for_all_runs(work, monkeypatch, capsys):
     monkeypatch.chdir(work)
-    monkeypatch.setattr("sys.argv", ["eval.py", "runs/both", *(f"runs/mono{n}" for n in (30, 60, 120, 240))])
+    names = ["runs/both", *(f"runs/mono{n}" for n in (30, 60, 120, 240))]
+    monkeypatch.setattr("sys.argv", ["eval.py", *names])
     eval_.main()
     out = capsys.readouterr().out
     result = json.loads((work / "runs/both/eval.json").read_text())
     for language in result["languages"]:
-        assert f"{language['ppl']:,.2f}" in out and language["ppl"] == pytest.approx(math.exp(language["loss"]))
+        assert f"{language['ppl']:,.2f}" in out
+        assert language["ppl"] == pytest.approx(math.exp(language["loss"]))
         assert language["ppl_se"] > 0
-        assert language["teff"] == pytest.approx(language["mlte"] / language["tokens_seen"]) and language["teff_interval"][0] <= language["teff"] * 1.0001
+        assert language["ppl_se"] == pytest.approx(language["ppl"] * language["loss_se"])
+        assert language["teff"] == pytest.approx(language["mlte"] / language["tokens_seen"])
+        assert language["teff_interval"][0] <= language["teff"] * 1.0001
     one, two = result["languages"]
     assert one["tokens_seen"] > two["tokens_seen"] and one["ppl"] < two["ppl"]
-    val = runs.read_log(work / "runs/both", "val_loss")[-1]["val_loss"]
-    assert one["loss"] == pytest.approx(val[0], abs=0.4)  # other text of the same kind
+    assert result["code_switch"].keys() == {"EN1->EN2", "EN2->EN1"}
+
+    # other text of the same kind
+    val = runs.read_log(work / "runs/both", "val_loss")[-1]
+    assert one["loss"] == pytest.approx(val["val_loss"][0], abs=0.4)
+    assert [one["tokens_seen"], two["tokens_seen"]] == val["tokens_seen"]
+
     # bits per byte: nats per token over bytes per token
     manifest = json.loads(next(work.glob("data/books-300-*/manifest.json")).read_text())
     per_token = manifest["bytes"]["test"] / manifest["tokens"]["test"]
     assert one["bits_per_byte"] == pytest.approx(one["loss"] / math.log(2) / per_token, rel=0.02)
+
+    # from eval.json, not measured again
     before = (work / "runs/both/eval.json").read_bytes()
-    eval_.main()  # from eval.json, not measured again
-    assert (work / "runs/both/eval.json").read_bytes() == before and capsys.readouterr().out == out
+    eval_.main()
+    assert (work / "runs/both/eval.json").read_bytes() == before
+    assert capsys.readouterr().out == out
 
 
-def test_runs_that_follow_no_power_law_are_remarked_on():
-    config = {"languages": 1}
-    for inverse, edge in ((lambda n: 0.06 - 1.7 * n**-0.23, False), (lambda n: 0.004 * np.log(n / 1e5) ** 1.5, True)):
-        runs_ = [(None, config, {"languages": [{"tokens_seen": n, "ppl": 1 / inverse(n)}]}) for n in np.geomspace(1e7, 1e9, 6)]
-        assert any("at the edge of its range" in remark for remark in eval_.add_efficiency(runs_)) == edge
+def test_a_run_is_evaluated_on_its_test_text_with_what_it_was_asked_for(work, monkeypatch):
+    monkeypatch.chdir(work)
+    run, = runs.open_runs(["both"], CPU)
+    result = eval_.evaluate_run(run, last_n=5, most=1000)
+    assert (result["last_n"], result["tokens"]) == (5, 1000)
+    assert result["checkpoint"] == data.file_sha256(work / "runs/both/model.pt")
 
+    text, enc, eot = data.tokens(run.corpus, "test"), encoder(run.corpus), run.corpus["eot"]
+    for language, row in zip(result["languages"], run.table):
+        losses = eval_.score(run.model, text, row, 16, 5, CPU, 1000)
+        scored = np.flatnonzero(~np.isnan(losses))
+        assert (language["loss"], language["loss_se"]) == eval_.mean_and_error(losses, text, eot)
+        assert language["loss"] == pytest.approx(losses[scored].mean())
+        spelled = b"".join(enc.decode_single_token_bytes(int(i)) for i in text[scored] if i != eot)
+        bits = losses[scored].sum() / math.log(2)
+        assert language["bits_per_byte"] == pytest.approx(bits / len(spelled))
+    for pair, (a, b) in {"EN1->EN2": (0, 1), "EN2->EN1": (1, 0)}.items():
+        expected = eval_.code_switch(run.model, text, run.table, a, b, 16, CPU)
+        assert result["code_switch"][pair] == expected
 
-def test_the_law_is_of_the_best_monolingual_setting_at_each_number_of_tokens():
-    mono = lambda n, ppl, **setting: ({"languages": 1, "batch_size": 32, "lr": 1e-3, **setting}, {"languages": [{"tokens_seen": n, "ppl": ppl}]})
-    group = [mono(1e6, 50.0), mono(1e6, 30.0, batch_size=8), mono(1e6, 31.0, batch_size=8), mono(1e6, 29.0, batch_size=4), mono(1e6, 33.0, batch_size=4),
-             mono(2e6, 20.0), mono(2e6, 25.0, lr=1e-2), ({"languages": 2}, {"languages": [{"tokens_seen": 2e6, "ppl": 1.0}]})]
-    assert sorted(eval_.law_points(group)) == [(1e6, 30.0), (1e6, 31.0), (2e6, 20.0)]
-    law = lambda n: 1 / (0.06 - 1.7 * n**-0.23)
-    runs_ = [(None, config, result) for n in (1e7, 3e7, 1e8, 3e8) for config, result in (mono(n, law(n), batch_size=8), mono(n, 2 * law(n)))]
-    eval_.add_efficiency(runs_)
-    assert [r["languages"][0]["teff"] for _, c, r in runs_ if c["batch_size"] == 8] == pytest.approx([1] * 4) and all(r["languages"][0]["teff"] < 0.5 for _, c, r in runs_ if c["batch_size"] == 32)
+    # it is read again only for the same checkpoint and the same question
+    (work / "runs/both/eval.json").write_text(json.dumps(result))
+    assert eval_.load_result(run, 5, 1000) == result
+    assert eval_.load_result(run, 4, 1000) is None
+    assert eval_.load_result(run, 5, 999) is None
+    (work / "runs/both/eval.json").write_text(json.dumps(result | {"checkpoint": "another"}))
+    assert eval_.load_result(run, 5, 1000) is None
+    (work / "runs/both/eval.json").unlink()
+    assert eval_.load_result(run, 5, 1000) is None
 
 
 def test_without_monolingual_runs_there_is_no_efficiency_and_it_is_said(work, monkeypatch, capsys):
@@ -258,22 +512,32 @@ def test_without_monolingual_runs_there_is_no_efficiency_and_it_is_said(work, mo
     for others in ([], ["mono30"]):
         monkeypatch.setattr("sys.argv", ["eval.py", "both", *others])
         eval_.main()
-        assert f"no token efficiency for 1 of the runs: a scaling law needs monolingual runs of 3 or more lengths, not {len(others)}" in capsys.readouterr().out
-        assert "teff" not in json.loads((work / "runs/both/eval.json").read_text())["languages"][0]
+        said = ("no token efficiency for 1 of the runs: a scaling law needs monolingual runs of "
+                f"3 or more lengths, not {len(others)}")
+        assert said in capsys.readouterr().out
+        result = json.loads((work / "runs/both/eval.json").read_text())
+        assert "teff" not in result["languages"][0]
 
 
 def test_samples_are_text_in_each_language(capsys):
-    table, said = clone.clone_table(257, 2, eot=256), np.frombuffer(b"the cat sat on the mat", np.uint8)
+    table, said = clone.clone_table(257, 2, eot=256), np.frombuffer(b"the cat sat on the mat", "u1")
 
     def planted(ids, n):
         """Goes on in the language of the prompt, but EN2's second half is in EN1."""
         row = table[int(ids[0] >= 257)]
-        return torch.cat([ids, torch.from_numpy(np.concatenate([row[said[:11]], table[0][said[11:]]]))])
+        own, foreign = row[said[:11]], table[0][said[11:]]
+        return torch.cat([ids, torch.from_numpy(np.concatenate([own, foreign]))])
 
-    model, enc = SimpleNamespace(embedding=torch.zeros(1), sample=planted), SimpleNamespace(decode=lambda ids: bytes(int(i) for i in ids).decode())
-    eval_.print_samples(model, enc, np.frombuffer(b"Once ", np.uint8).astype(np.int64), table)
+    def decode(ids):
+        return bytes(int(i) for i in ids).decode()
+
+    model = SimpleNamespace(embedding=torch.zeros(1), sample=planted)
+    prompt = np.frombuffer(b"Once ", "u1").astype(np.int64)
+    eval_.print_samples(model, SimpleNamespace(decode=decode), prompt, table)
     out = capsys.readouterr().out
-    assert "prompt: 'Once '" in out and "EN1 (100% of its tokens are EN1's)" in out and "EN2 (50% of its tokens are EN2's)" in out
+    assert "prompt: 'Once '" in out
+    assert "EN1 (100% of its tokens are EN1's)" in out
+    assert "EN2 (50% of its tokens are EN2's)" in out
     assert out.count("the cat sat on the mat") == 2
 
 
@@ -282,7 +546,9 @@ def test_sampling_from_a_run(work, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["eval.py", "runs/both", "--sample"])
     eval_.main()
     out = capsys.readouterr().out
-    assert "EN1 (" in out and "EN2 (" in out and len(out.partition("EN2 (")[2].split()) > 20  # 60 tokens of a short run: no more can be said of what it writes
+    assert "EN1 (" in out and "EN2 (" in out
+    # 60 tokens of a short run: no more can be said of what it writes
+    assert len(out.partition("EN2 (")[2].split()) > 20
 
 
 @pytest.mark.parametrize("options, expected", [
@@ -301,6 +567,7 @@ def test_bad_input_is_one_line(work, options, expected, monkeypatch, capsys):
     for name in ("unfinished", "empty"):
         (work / "runs" / name).mkdir(exist_ok=True)
         (work / "runs" / name / "config.json").write_bytes(config)
-    torch.save(torch.load(work / "runs/both/model.pt", weights_only=True) | {"step": 5}, work / "runs/unfinished/model.pt")
+    state = torch.load(work / "runs/both/model.pt", weights_only=True)
+    torch.save(state | {"step": 5}, work / "runs/unfinished/model.pt")
     assert expected in fails(eval_.main, options, monkeypatch, capsys)
     assert not list((work / "runs/unfinished").glob("eval.json"))

@@ -1,30 +1,54 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+import train
 from model import GPT, SIZES, ChunkedCrossEntropy, attention
 
-TINY = dict(vocab_size=60, context=16, n_layer=3, n_head=2, d_head=8, d_model=24, tied=False, embedding_std=0.02)
+TINY = dict(
+    vocab_size=60, context=16, n_layer=3, n_head=2, d_head=8, d_model=24,
+    tied=False, embedding_std=0.02,
+)
 
 
 def make(seed=0, dtype=torch.float32, **changes):
+    """A tiny model, far from how it starts, so that every part of it matters."""
     torch.manual_seed(seed)
     model = GPT(TINY | changes, dtype)
     with torch.no_grad():
         for p in model.parameters():
-            p.add_(torch.randn_like(p) * 0.2)  # far from the start, so that every part matters
+            p.add_(torch.randn_like(p) * 0.2)
     return model
 
+
+def always(logits):
+    """A model that has the same logits {id: logit} after any text; -100 for the other ids."""
+    model = make(n_layer=0)
+    with torch.no_grad():
+        # every hidden state is 1 in each of its dimensions, whatever was read
+        model.norm.weight.zero_()
+        model.norm.bias.fill_(1.0)
+        model.unembedding.fill_(-100 / TINY["d_model"])
+        for i, logit in logits.items():
+            model.unembedding[i] = logit / TINY["d_model"]
+    return model
+
+
+# ------------------------------------------------------------------------------------------------
+# The parts
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
 def test_chunked_loss_is_the_full_loss_with_its_gradients(chunk):
     torch.manual_seed(0)
-    hidden, weight = torch.randn(64, 10, requires_grad=True), torch.randn(50, 10, requires_grad=True)
+    hidden = torch.randn(64, 10, requires_grad=True)
+    weight = torch.randn(50, 10, requires_grad=True)
     targets, upstream = torch.randint(50, (64,)), torch.randn(64)
     full = F.cross_entropy(hidden @ weight.T, targets, reduction="none")
     expected = torch.autograd.grad(full, (hidden, weight), upstream)
+
     ours = ChunkedCrossEntropy.apply(hidden, weight, targets, chunk)
     got = torch.autograd.grad(ours, (hidden, weight), upstream)
     torch.testing.assert_close(ours, full)
@@ -32,18 +56,22 @@ def test_chunked_loss_is_the_full_loss_with_its_gradients(chunk):
 
 
 def test_chunked_loss_survives_extreme_logits():
-    hidden, weight = torch.tensor([[1000.0]], requires_grad=True), torch.tensor([[1.0], [-1.0]])
+    hidden = torch.tensor([[1000.0]], requires_grad=True)
+    weight = torch.tensor([[1.0], [-1.0]])
     loss = ChunkedCrossEntropy.apply(hidden, weight, torch.tensor([1]), 8)
     loss.sum().backward()
-    assert loss.item() == 2000 and hidden.grad.item() == 2
+    assert loss.item() == 2000
+    assert hidden.grad.item() == 2
 
 
 def test_chunked_loss_in_bf16_is_close_to_fp32():
     torch.manual_seed(0)
-    hidden, weight, targets = torch.randn(600, 32), torch.randn(300, 32) * 0.3, torch.randint(300, (600,))
+    hidden, weight = torch.randn(600, 32), torch.randn(300, 32) * 0.3
+    targets = torch.randint(300, (600,))
     grads = []
     for dtype in (torch.float32, torch.bfloat16):
-        h, w = hidden.bfloat16().to(dtype).requires_grad_(), weight.clone().requires_grad_()
+        h = hidden.bfloat16().to(dtype).requires_grad_()
+        w = weight.clone().requires_grad_()
         ChunkedCrossEntropy.apply(h, w, targets, 100).mean().backward()
         grads.append((h.grad.float(), w.grad))
     for exact, rounded in zip(*grads):
@@ -57,9 +85,15 @@ def test_attention_by_hand_is_scaled_dot_product_attention():
     by_hand = attention(q, k, v)  # bf16 on a CPU
     exact = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=True)
     torch.testing.assert_close(by_hand.float(), exact, atol=0.02, rtol=0.02)
-    for a, b in zip(torch.autograd.grad(by_hand, (q, k, v), upstream.bfloat16()), torch.autograd.grad(exact, (q, k, v), upstream)):
+
+    ours = torch.autograd.grad(by_hand, (q, k, v), upstream.bfloat16())
+    theirs = torch.autograd.grad(exact, (q, k, v), upstream)
+    for a, b in zip(ours, theirs):
         assert (a.float() - b.float()).norm() < 0.02 * b.float().norm()
 
+
+# ------------------------------------------------------------------------------------------------
+# The model
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_changed_token_changes_no_earlier_loss(dtype):
@@ -74,10 +108,15 @@ def test_a_changed_token_changes_no_earlier_loss(dtype):
 def test_loss_is_that_of_the_logits_read_off_the_residual_stream():
     model, ids = make(), torch.randint(60, (3, 17))
     stream = model.residual_stream(ids[:, :-1])
-    assert len(stream) == TINY["n_layer"] + 1 and stream[0].shape == (3, 16, 24)
+    assert len(stream) == TINY["n_layer"] + 1
+    assert all(states.shape == (3, 16, 24) for states in stream)
+
     logits = model.norm(stream[-1]) @ model.unembedding.T
-    expected = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none").mean(1)
-    torch.testing.assert_close(model(ids), expected)
+    expected = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+    torch.testing.assert_close(model(ids), expected.mean(1))
+    # of each token, and of the last few alone
+    torch.testing.assert_close(model.token_losses(ids), expected)
+    torch.testing.assert_close(model.token_losses(ids, last=5), expected[:, -5:])
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -118,6 +157,27 @@ def test_sizes_are_the_papers():
     assert small.unembedding is not small.embedding
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_every_matrix_starts_at_its_own_scale(tied):
+    torch.manual_seed(0)
+    shape = dict(vocab_size=2000, d_model=64, d_head=32, embedding_std=0.003, tied=tied)
+    model = GPT(TINY | shape)
+    std = {name: p.std().item() for name, p in model.named_parameters() if p.dim() == 2}
+    expected = {}
+    for name in std:
+        if name.endswith("embedding"):
+            expected[name] = 0.003
+        elif name.endswith(("proj", "down")):
+            expected[name] = 0.02 / math.sqrt(6)  # 2 x 3 layers
+        else:
+            expected[name] = 0.02
+    assert std == pytest.approx(expected, rel=0.07)
+    assert ("unembedding" in std) != tied
+
+
+# ------------------------------------------------------------------------------------------------
+# Sampling
+
 def test_sampling_goes_past_the_context_and_repeats_itself_for_a_seed():
     model, prompt = make(), torch.randint(60, (5,))
     once, again, other = (model.sample(prompt, 30, seed=s) for s in (1, 1, 2))
@@ -126,19 +186,51 @@ def test_sampling_goes_past_the_context_and_repeats_itself_for_a_seed():
 
 
 def test_sampling_follows_the_model():
-    model = make()
-    with torch.no_grad():
-        model.unembedding.zero_()
-        model.norm.weight.zero_()
-        model.norm.bias.fill_(1.0)
-        model.unembedding[7] = 10.0  # one id is all there is
+    model = always({7: 240.0})  # one id is all there is
     assert model.sample(torch.tensor([1]), 5).tolist() == [1, 7, 7, 7, 7, 7]
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_every_matrix_starts_at_its_own_scale(tied):
-    torch.manual_seed(0)
-    model = GPT(TINY | dict(vocab_size=2000, d_model=64, d_head=32, embedding_std=0.003, tied=tied))
-    std = {name: p.std().item() for name, p in model.named_parameters() if p.dim() == 2}
-    expected = {name: 0.003 if name.endswith("embedding") else 0.02 / math.sqrt(6) if name.endswith(("proj", "down")) else 0.02 for name in std}
-    assert std == pytest.approx(expected, rel=0.07) and ("unembedding" in std) != tied
+@pytest.mark.parametrize("temperature, share", [(0.5, 16 / 17), (1.0, 4 / 5), (2.0, 2 / 3)])
+def test_temperature_sharpens_and_flattens_the_distribution(temperature, share):
+    # 4 to 1 at temperature 1; the logits are divided by it, so 16 to 1 at 0.5, and 2 to 1 at 2
+    model = always({7: math.log(4), 8: 0.0})
+    said = model.sample(torch.tensor([1]), 1000, temperature=temperature)[1:]
+    assert set(said.tolist()) == {7, 8}
+    assert (said == 7).double().mean().item() == pytest.approx(share, abs=0.04)
+
+
+def test_only_the_top_k_are_sampled():
+    logits = {i: 0.0 for i in range(60)} | {5: 0.3, 9: 0.2, 11: 0.1}  # nearly all are as likely
+    model = always(logits)
+    assert set(model.sample(torch.tensor([0]), 100, top_k=3)[1:].tolist()) == {5, 9, 11}
+    assert model.sample(torch.tensor([0]), 20, top_k=1)[1:].tolist() == [5] * 20
+    assert len(set(model.sample(torch.tensor([0]), 300, top_k=60).tolist())) > 40
+
+
+# ------------------------------------------------------------------------------------------------
+# The optimiser that a model is trained with
+
+@pytest.mark.parametrize("optimizer, decay", [("adam", 0.0), ("adamw", 0.1)])
+def test_adam_is_the_papers_to_the_letter(optimizer, decay):
+    """Betas 0.9 and 0.95, on gradients that change, against Adam written out."""
+    lr, model = 0.01, make()
+    config = SimpleNamespace(optimizer=optimizer, lr=lr)
+    optimizers = train.make_optimizers(model, config)
+    expected = {name: p.detach().clone().double() for name, p in model.named_parameters()}
+    first = {name: torch.zeros_like(p) for name, p in expected.items()}
+    second = {name: torch.zeros_like(p) for name, p in expected.items()}
+
+    for step in range(1, 6):
+        for name, p in model.named_parameters():
+            p.grad = torch.randn_like(p) * 10.0 ** -step  # ever smaller: the second moment shows
+            gradient = p.grad.double()
+            first[name] = 0.9 * first[name] + 0.1 * gradient
+            second[name] = 0.95 * second[name] + 0.05 * gradient**2
+            mean = first[name] / (1 - 0.9**step)
+            square = second[name] / (1 - 0.95**step)
+            if p.dim() == 2:  # norms do not decay
+                expected[name] -= lr * decay * expected[name]
+            expected[name] -= lr * mean / (square.sqrt() + 1e-8)
+        train.update(optimizers, lr)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.detach().double(), expected[name], rtol=1e-5, atol=1e-6)

@@ -1,0 +1,1 @@
+"""Machinery that a reader of the method may skip; nothing here imports anything above it."""

@@ -1,0 +1,154 @@
+"""What every script shares of the command line and of the disk.
+
+Options with their defaults in --help, errors of one line, and files that are whole or not there.
+"""
+import argparse
+import contextlib
+import difflib
+import errno
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+
+class BadInput(Exception):
+    """Something the user gave cannot be used.
+
+    The message says what is wrong and what would be right, in one line.
+    """
+
+
+# ------------------------------------------------------------------------------------------------
+# Options
+
+class Parser(argparse.ArgumentParser):
+    """argparse with errors of one line, every default in --help, and no abbreviations."""
+
+    def __init__(self, doc):
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=doc, formatter_class=formatter, allow_abbrev=False)
+        self.defaults = {}
+        self.section = self  # where the next option stands in --help
+
+    def group(self, title):
+        """Put the options that follow under a heading of their own."""
+        self.section = self.add_argument_group(title)
+
+    def option(self, name, default, help, type=str, choices=None):
+        """Add --name=value, of a type that is str, int, float or bool.
+
+        default: a value, which --help shows; None, if the help text explains by itself what
+        happens without the option; or {size: value} for a default that --size decides.
+        """
+        if isinstance(default, dict):
+            by_size = ", ".join(f"{size} {_word(value)}" for size, value in default.items())
+            help += f" (default: by --size: {by_size})"
+            default = None
+        elif default is not None:
+            help += f" (default: {_word(default)})"
+        self.defaults[name.strip("-")] = default
+
+        # what is not given is left out of the result, so that parse() can tell it from a default
+        common = {"default": argparse.SUPPRESS, "help": help.replace("%", "%%")}
+        if type is bool:  # --name alone is --name=true
+            self.section.add_argument(name, type=_true_or_false, nargs="?", const=True,
+                                      metavar="BOOL", **common)
+        else:
+            metavar = None if choices else type.__name__.upper()
+            self.section.add_argument(name, type=type, choices=choices, metavar=metavar, **common)
+
+    def positional(self, name, help):
+        """Add one or more values without a name."""
+        self.add_argument(name, nargs="+", help=help)
+
+    def parse(self):
+        """(all options, as a namespace; those given on the command line, as a dict)."""
+        given = vars(self.parse_args())
+        return argparse.Namespace(**self.defaults | given), given
+
+    def error(self, message):
+        """Called by argparse for a wrong command line. Raises BadInput, with the nearest option."""
+        unknown = re.match(r"unrecognized arguments: (-*[\w-]*)", message)
+        close = []
+        if unknown:
+            close = difflib.get_close_matches(unknown[1], self._option_string_actions, 1)
+        advice = f"did you mean {close[0]}?" if close else "--help lists the options"
+        raise BadInput(f"{message} ({advice})")
+
+
+def _word(value):
+    """A default as one would type it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _true_or_false(word):
+    if word.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{word!r} is neither true nor false")
+    return word.lower() == "true"
+
+
+# ------------------------------------------------------------------------------------------------
+# A script from its start to its end
+
+def run_main(main):
+    """Call main(); a BadInput or a full disk becomes one line on stderr and exit code 2."""
+    try:
+        return main()
+    except BadInput as error:
+        message = str(error)
+    except OSError as error:
+        of_the_disk = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
+        if error.errno not in of_the_disk:
+            raise
+        where = error.filename or "disk"
+        message = (f"{where}: {error.strerror}; "
+                   "free some space, or work in a folder you may write to")
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted: nothing half-written was kept")
+
+    if os.environ.get("RANK", "0") == "0":  # under torchrun, one voice
+        print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def progress(text):
+    """Show one line of progress in place, on a terminal. progress("") takes it away."""
+    if sys.stdout.isatty():
+        print(f"\r\033[K{text}", end="", flush=True)
+
+
+def plural(n, word):
+    """plural(1, "run") -> "1 run"; plural(1200, "run") -> "1,200 runs"."""
+    return f"{n:,} {word}" if n == 1 else f"{n:,} {word}s"
+
+
+# ------------------------------------------------------------------------------------------------
+# Files
+
+@contextlib.contextmanager
+def write(path):
+    """Open a binary file that takes the place of `path` only once it is whole and on the disk.
+
+    A process that is killed on the way leaves what was there before, and a hidden .tmp file.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk does not say which file
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path, value):
+    """Write a value as JSON, whole or not at all."""
+    with write(path) as f:
+        f.write(json.dumps(value, indent=1).encode() + b"\n")

@@ -1,0 +1,433 @@
+"""Every picture of the project, fed with plain numbers.
+
+    loss_curves             loss.png of a run, drawn by train.py
+    alignment_page          align.png of a run, drawn by align.py
+    alignment_of_runs       align.png of several runs
+    ratio_sweep and on      the figures of paper/report.py
+
+Nothing is computed here but the mean and the spread over seeds. Importing matplotlib takes a
+second, so it is imported only where a picture is drawn.
+
+In the docstrings "seeds" is a list of numbers, one for each seed that a run was repeated with. It
+is empty where the run is not there, and has None for a seed without such a number. "[n] seeds" is
+n such lists.
+"""
+import contextlib
+
+import numpy as np
+
+from lib.cli import write
+
+# the colours of Okabe and Ito, which colour-blind readers can tell apart. A language keeps its
+# colour in every picture: EN1 has the first, EN2 the second
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000"]
+SIDE_COLOURS = {"input": "black", "output": "0.55", "tied": "black"}  # of the embedding matrices
+
+# marker, line and colour of the two mixes that the paper contrasts
+MIXES = {"90/10": ("o", "-", COLOURS[2]), "50/50": ("s", "--", COLOURS[3])}
+
+# what the pictures call each of align.py's measures
+MEASURES = {
+    "cosine": "cosine",
+    "centred": "centred cosine",
+    "cka": "linear CKA",
+    "retrieval": "retrieval@1, EN1 to other",
+    "retrieval_back": "retrieval@1, other to EN1",
+}
+
+# the parameters of a block, in the order in which a token meets them
+PARAMETERS = ["norm1.weight", "norm1.bias", "q", "k", "v", "proj",
+              "norm2.weight", "norm2.bias", "up", "down"]
+
+# ------------------------------------------------------------------------------------------------
+# A page, and what its panels share
+
+@contextlib.contextmanager
+def figure(path, rows, columns, size, dpi=130, **layout):
+    """A page of rows x columns panels, to be filled, and then written to path as a PNG:
+
+        with figure("loss.png", 1, 2, size=(10, 4)) as (fig, axes):
+            axes[0, 1].plot(x, y)
+
+    size is in inches; layout goes to matplotlib's subplots.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    # letters large enough to be read when the page is shown at half its size
+    with rc_context({"font.size": 11, "axes.titlesize": 11}):
+        fig = Figure(figsize=size, layout="constrained")
+        yield fig, fig.subplots(rows, columns, squeeze=False, **layout)
+        with write(path) as f:
+            fig.savefig(f, dpi=dpi, format="png")
+
+
+def tidy(ax, **labels):
+    """Label one panel, with a light grid and no box."""
+    ax.set(**labels)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(alpha=0.3)
+
+
+def legend(fig):
+    """One legend for all panels, below them; what several panels show has one entry."""
+    entries = {}
+    for ax in fig.axes:
+        for handle, label in zip(*ax.get_legend_handles_labels()):
+            entries[label] = handle
+    fig.legend(entries.values(), entries.keys(), loc="outside lower center",
+               ncols=min(4, len(entries)), frameon=False, fontsize=10)
+
+
+def points(ax, x, values, **style):
+    """A line through the means over seeds, with bars of one standard deviation.
+
+    x [n], values [n] seeds. A single seed has no bar. Where one of the seeds has no number there is
+    no point: the mean of the others would be that of the better ones, or of the worse.
+    """
+    kept, means, spreads = [], [], []
+    for position, seeds in zip(x, values):
+        if len(seeds) == 0 or None in seeds:
+            continue
+        kept.append(position)
+        means.append(np.mean(seeds))
+        spreads.append(np.std(seeds, ddof=1) if len(seeds) > 1 else np.nan)
+    ax.errorbar(kept, means, spreads, capsize=3, ms=5, **style)
+
+
+# ------------------------------------------------------------------------------------------------
+# One run: its losses
+
+def loss_curves(path, name, train, val):
+    """loss.png: the loss of each language and, where there are several, retrieval@1 of each pair.
+
+    train, val: the lines of log.jsonl that have "loss" and those that have "val_loss", as dicts.
+    """
+    pairs = list(val[-1]["retrieval@1"]) if val else []
+    if pairs:
+        columns, size, width_ratios = 2, (10, 4), [3, 2]
+    else:
+        columns, size, width_ratios = 1, (6, 4), [1]
+    with figure(path, 1, columns, size, dpi=150, width_ratios=width_ratios) as (fig, axes):
+        fig.suptitle(name, fontsize=10)
+        draw_losses(axes[0, 0], train, val)
+        if pairs:
+            draw_retrieval(axes[0, 1], pairs, val)
+
+
+def draw_losses(ax, train, val):
+    """Training loss, noisy and thin, under validation loss, of each language."""
+    n_languages = len(train[0]["loss"] if train else val[0]["val_loss"])
+    for i in range(n_languages):
+        colour = COLOURS[i % len(COLOURS)]
+
+        # a rare language may have had no sequence since the line before: then it has no loss
+        seen = [line for line in train if line["loss"][i] is not None]
+        ax.plot(million_tokens(seen), [line["loss"][i] for line in seen],
+                color=colour, lw=0.6, alpha=0.5)
+        ax.plot(million_tokens(val), [line["val_loss"][i] for line in val], "o-",
+                ms=3, color=colour, label=f"EN{i + 1}")
+    ax.legend(frameon=False)
+    tidy(ax, xlabel="million tokens seen, of all languages", ylabel="loss, nats per token",
+         title="thin: training text; dots: validation text")
+
+
+def draw_retrieval(ax, pairs, val):
+    """retrieval@1 of each pair of languages; ten languages have 45 pairs, too many for a legend."""
+    from matplotlib import colormaps
+
+    for i, pair in enumerate(pairs):
+        ax.plot(million_tokens(val), [line["retrieval@1"][pair] for line in val], "o-",
+                ms=3, label=pair, color=colormaps["viridis"](i / len(pairs)))
+    tidy(ax, xlabel="million tokens seen, of all languages", ylabel="retrieval@1, middle layer",
+         ylim=(-0.03, 1.03), title="do the languages align?")
+    if len(pairs) < 7:
+        ax.legend(frameon=False)
+
+
+def million_tokens(lines):
+    return [line["tokens"] / 1e6 for line in lines]
+
+
+# ------------------------------------------------------------------------------------------------
+# Alignment of one run, and of several
+
+def alignment_page(path, name, languages, summary):
+    """align.png of one run: a page that a reader understands without the code.
+
+    languages: ["EN1", "EN2", ...]. summary: what align.summary returns.
+    """
+    with figure(path, 2, 2, (11, 8.5)) as (fig, axes):
+        fig.suptitle(f"{name}: are EN1 and {', '.join(languages[1:])} represented alike?")
+        draw_layers(axes[0, 0], summary["layers"])
+        gradients = {tensor: cosines["same"] for tensor, cosines in summary["gradients"].items()}
+        draw_gradient_map(fig, axes[0, 1], gradients)
+        axes[0, 1].set_title("Cosine of the two languages' gradients\n"
+                             "(1: what helps one helps the other)")
+        draw_by_frequency(axes[1, 0], summary["embeddings"])
+        draw_gradient_bars(axes[1, 1], summary["gradient"])
+
+
+def draw_layers(ax, layers):
+    """Every measure, layer by layer, above its floor."""
+    for colour, (measure, words) in zip(COLOURS, MEASURES.items()):
+        values = [layer[measure]["value"] for layer in layers]
+        floors = [layer[measure]["floor"] for layer in layers]
+        ax.plot(values, "o-", color=colour, ms=4, label=words)
+        ax.plot(floors, ":", color=colour)
+    ax.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17))
+    tidy(ax, xlabel="layer (0: the embedding)", ylabel="similarity", ylim=(None, 1.05),
+         title="The same text in two languages\n(dotted: shuffled pairs, the floor)")
+
+
+def draw_gradient_map(fig, ax, gradients):
+    """A heat map, layer by parameter, of gradients {tensor: cosine of two languages' gradients}."""
+    n_layer = sum(tensor.endswith(".up") for tensor in gradients)
+    cosines = np.empty((n_layer, len(PARAMETERS)))
+    for layer in range(n_layer):
+        for column, parameter in enumerate(PARAMETERS):
+            cosines[layer, column] = gradients[f"blocks.{layer}.{parameter}"]
+
+    image = ax.imshow(cosines, vmin=-1, vmax=1, cmap="RdBu_r", aspect="auto")
+    fig.colorbar(image, ax=ax)
+    ax.set_xticks(range(len(PARAMETERS)), PARAMETERS, rotation=45, ha="right")
+    ax.set_yticks(range(n_layer), range(1, n_layer + 1))
+    ax.set_ylabel("layer")
+
+    # the numbers themselves, where they fit: white on dark cells, black on light ones
+    if n_layer <= 8:
+        for (layer, column), cosine in np.ndenumerate(cosines):
+            ax.text(column, layer, f"{cosine:.2f}", ha="center", va="center", fontsize=7,
+                    color="white" if abs(cosine) > 0.6 else "black")
+
+
+def draw_by_frequency(ax, embeddings):
+    """Cosine of a token's embedding and its clone's, from rare tokens to frequent ones."""
+    for side, similarity in embeddings.items():
+        bins = similarity["by_frequency"]
+        frequencies = [b["tokens_per_million"] for b in bins]
+        ax.plot(frequencies, [b["cosine"] for b in bins], "o-",
+                color=SIDE_COLOURS[side], label=f"{side} embedding")
+        ax.plot(frequencies, [b["floor"] for b in bins], ":", color=SIDE_COLOURS[side])
+    ax.set_xscale("log")
+    ax.legend(frameon=False, fontsize=8)
+    tidy(ax, xlabel="how often the token occurs, per million tokens", ylabel="cosine",
+         title="A token's embedding and its clone's\n"
+               "(dotted: all pairs of about that frequency, the floor)")
+
+
+def draw_gradient_bars(ax, gradient):
+    """The mean gradient cosine of two languages, beside that of two texts in one language."""
+    words = {"same": "EN1 and other,\none text",
+             "other": "EN1 and other,\ntwo texts",
+             "within": "one language,\ntwo texts"}
+    bars = ax.bar(list(words.values()), [gradient[case] for case in words],
+                  color=[COLOURS[1], COLOURS[5], "0.7"])
+    ax.bar_label(bars, fmt="%.2f")
+    tidy(ax, ylabel="gradient cosine, mean over blocks",
+         title="Do the languages pull the same way?\n"
+               "(right: how alike two texts of one language are)")
+
+
+def alignment_of_runs(path, summaries):
+    """A panel a measure, and in it every run, layer by layer, above its floor.
+
+    summaries {name of a run: what align.summary returns}.
+    """
+    # a colour a run; those of EN1 and EN2, which mean something else, come last
+    palette = COLOURS[2:] + COLOURS[:2]
+    colours = {name: palette[i % len(palette)] for i, name in enumerate(summaries)}
+
+    with figure(path, 2, 3, (14, 8)) as (fig, axes):
+        fig.suptitle("Are the languages represented alike? Several runs, layer by layer "
+                     "(dotted: shuffled pairs, the floor)")
+        for ax, (measure, words) in zip(axes.flat, MEASURES.items()):
+            for name, summary in summaries.items():
+                values = [layer[measure]["value"] for layer in summary["layers"]]
+                floors = [layer[measure]["floor"] for layer in summary["layers"]]
+                ax.plot(values, "o-", ms=4, color=colours[name], label=name)
+                ax.plot(floors, ":", color=colours[name])
+            tidy(ax, title=words, xlabel="layer (0: the embedding)")
+        axes[0, 0].legend(frameon=False, fontsize=8)
+
+        # the last panel: one bar a run
+        gradient = axes[1, 2]
+        means = [summary["gradient"]["same"] for summary in summaries.values()]
+        bars = gradient.barh(list(summaries), means, color=list(colours.values()))
+        gradient.bar_label(bars, fmt="%.2f")
+        gradient.margins(x=0.15)
+        tidy(gradient, title="gradient cosine, mean over blocks")
+
+
+# ------------------------------------------------------------------------------------------------
+# The paper's figures, over several seeds; paper/report.py computes what they show
+
+def ratio_sweep(path, ratios, languages, mono, law, alike):
+    """From 50/50 to the extreme split: perplexity, token efficiency, alignment.
+
+    ratios [n]: EN1's share in each of n runs.
+    languages {"EN1": numbers, "EN2": numbers}, where numbers is
+        {"tokens": [n], the millions that it saw; "ppl": [n] seeds; "teff": [n] seeds;
+         "paper": {EN1's share: the TEff that the paper has there}}.
+    mono {millions of tokens: seeds}: perplexity of the monolingual runs.
+    law: the curve fitted to them, as two lists, millions of tokens and perplexity.
+    alike {words: [n] seeds}: how alike the two languages are represented, from 0 to 1.
+    """
+    with figure(path, 1, 3, (12, 4.2)) as (fig, axes):
+        draw_beside_monolingual(axes[0, 0], ratios, languages, mono, law)
+        draw_efficiency(axes[0, 1], ratios, languages)
+        for colour, (words, values) in zip(COLOURS[4:], alike.items()):
+            points(axes[0, 2], ratios, values, fmt="o-", color=colour, label=words)
+        tidy(axes[0, 2], xlabel="share of EN1", ylabel="EN1 with EN2, from 0 to 1",
+             ylim=(-0.03, 1.03), title="Are the two\nrepresented alike?")
+        legend(fig)
+
+
+def draw_beside_monolingual(ax, ratios, languages, mono, law):
+    """Perplexity against the tokens seen in a language: below the curve, something crossed over."""
+    ax.plot(*law, color="0.6", lw=1, label="monolingual law")
+    points(ax, mono.keys(), mono.values(), fmt="x--", color="0.4", lw=0.8,
+           label="monolingual runs")
+    for colour, (language, numbers) in zip(COLOURS, languages.items()):
+        points(ax, numbers["tokens"], numbers["ppl"], fmt="o", color=colour, label=language)
+
+    # EN2's share beside each of its points: 10 % where the ratio is 0.9
+    rare = languages["EN2"]
+    for ratio, million, ppl in zip(ratios, rare["tokens"], rare["ppl"]):
+        ax.annotate(f"{100 * (1 - ratio):.0f} %", (million, np.mean(ppl)), fontsize=9,
+                    xytext=(5, 5), textcoords="offset points")
+
+    # both axes are logarithmic, and say 20, not 2 x 10^1
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter("{x:g}")
+    tidy(ax, xlabel="million tokens seen in the language", ylabel="test perplexity",
+         title="Beside monolingual models\n(numbers: the share of EN2)")
+
+
+def draw_efficiency(ax, ratios, languages):
+    """Token efficiency against EN1's share; diamonds where the paper has it."""
+    for colour, (language, numbers) in zip(COLOURS, languages.items()):
+        points(ax, ratios, numbers["teff"], fmt="o-", color=colour, label=language)
+        shares, theirs = zip(*numbers["paper"].items())
+        ax.plot(shares, theirs, "D", mfc="none", ms=8, color=colour,
+                label=f"{language} in the paper")
+    ax.axhline(1, color="0.6", lw=1)
+    tidy(ax, xlabel="share of EN1", ylabel="token efficiency",
+         title="TEff: above 1,\nsomething crossed over")
+
+
+def alignment_of_mixes(path, mixes):
+    """Are the two languages represented alike? By layer, by parameter, and by what carries over.
+
+    mixes {"90/10": numbers, "50/50": numbers}, where numbers is
+        {"layers": {measure: {"value": [L] seeds, "floor": [L] seeds}}, the embedding first;
+         "gradients": {tensor: cosine}; "gradient": seeds, the mean over the blocks;
+         "switch_gap": seeds, in nats;
+         "paper_cosine": [12], the cosine after each of the paper's 12 blocks;
+         "paper_gradient": the paper's mean over the blocks}.
+    """
+    with figure(path, 4, 2, (10, 13)) as (fig, axes):
+        fig.suptitle("The same text in two languages (dotted: shuffled pairs, the floor)",
+                     fontsize=12)
+
+        # the states, layer by layer: a panel a measure. Retrieval one way is enough
+        for ax, measure in zip(axes.flat, ("cosine", "centred", "cka", "retrieval")):
+            draw_layers_of_mixes(ax, mixes, measure)
+
+        # the gradients, parameter by parameter: a map a mix
+        for ax, (mix, numbers) in zip(axes[2], mixes.items()):
+            draw_gradient_map(fig, ax, numbers["gradients"])
+            ax.set_title(f"Gradients of the two languages, {mix}")
+
+        # what is one number a run: a point a mix
+        gradient, switch_gap = axes[3]
+        for x, (mix, numbers) in enumerate(mixes.items()):
+            marker, _, colour = MIXES[mix]
+            points(gradient, [x], [numbers["gradient"]], fmt=marker, color=colour)
+            gradient.plot([x], [numbers["paper_gradient"]], "D", mfc="none", ms=8, color=colour,
+                          label=f"{mix} in the paper")
+            points(switch_gap, [x], [numbers["switch_gap"]], fmt=marker, color=colour)
+        tidy(gradient, ylabel="cosine", xlim=(-0.5, 1.5), ylim=(0, None),
+             title="Gradients of the two languages, mean over the blocks")
+        tidy(switch_gap, ylabel="nats", xlim=(-0.5, 1.5), ylim=(0, None),
+             title="Code-switch gap in EN2 after EN1\n(0: all context carries across)")
+        for ax in (gradient, switch_gap):
+            ax.set_xticks(range(len(mixes)), list(mixes))
+        legend(fig)
+
+
+def draw_layers_of_mixes(ax, mixes, measure):
+    """One measure of both mixes, layer by layer, above its floor."""
+    for mix, numbers in mixes.items():
+        marker, line, colour = MIXES[mix]
+        values = numbers["layers"][measure]["value"]
+        floors = numbers["layers"][measure]["floor"]
+        layers = range(len(values))
+        points(ax, layers, values, fmt=marker + line, color=colour, label=mix)
+        points(ax, layers, floors, fmt=":", color=colour)
+
+        # the paper has the cosine only, after 12 blocks: they are spread over the depth of ours
+        if measure == "cosine":
+            depth = np.arange(1, 13) / 12 * layers[-1]
+            ax.plot(depth, numbers["paper_cosine"], line, color=colour, lw=1, alpha=0.6,
+                    label=f"{mix} in the paper, its 12 layers over ours")
+    tidy(ax, xlabel="layer (0: the embedding)", ylabel=MEASURES[measure], ylim=(None, 1.03))
+
+
+def embeddings(path, shares, sides):
+    """How alike are a token's embedding and its clone's? By ratio, and by the token's frequency.
+
+    shares [n]: EN2's share in each of n runs.
+    sides {"input": numbers, "output": numbers}, where numbers is
+        {"value": [n] seeds; "floor": [n] seeds;
+         "by_frequency": {mix: {"tokens_per_million": [b], from rare to frequent;
+                                "cosine": [b] seeds; "floor": [b] seeds}}}.
+    """
+    with figure(path, 1, 3, (12, 4.2)) as (fig, axes):
+        by_ratio, *by_frequency = axes[0]
+        for ax, (side, numbers) in zip(by_frequency, sides.items()):
+            colour = SIDE_COLOURS[side]
+            points(by_ratio, shares, numbers["value"], fmt="o-", color=colour,
+                   label=f"{side} embedding")
+            points(by_ratio, shares, numbers["floor"], fmt=":", color=colour)
+
+            for mix, bins in numbers["by_frequency"].items():
+                marker, line, colour = MIXES[mix]
+                frequency = bins["tokens_per_million"]
+                points(ax, frequency, bins["cosine"], fmt=marker + line, color=colour, label=mix)
+                points(ax, frequency, bins["floor"], fmt=":", color=colour)
+            ax.set_xscale("log")
+            tidy(ax, xlabel="occurrences per million tokens", ylabel="cosine",
+                 title=f"{side} embedding, by frequency\n(dotted: all pairs)")
+        tidy(by_ratio, xlabel="share of EN2", ylabel="cosine",
+             title="A token's embedding and its clone's\n(dotted: shuffled, the floor)")
+        legend(fig)
+
+
+def against(path, xlabel, ticks, mixes):
+    """Perplexity, token efficiency and retrieval of both mixes, against x: length, width ...
+
+    ticks: where x is written below the panels.
+    mixes {"90/10": numbers, "50/50": numbers}, where numbers is
+        {"x": [n]; "ppl": {"EN1": [n] seeds, "EN2": [n] seeds}; "teff": the same;
+         "retrieval": [n] seeds}.
+    """
+    with figure(path, 1, 3, (12, 4.2)) as (fig, axes):
+        ppl, teff, retrieval = axes[0]
+        for mix, numbers in mixes.items():
+            marker, line, mix_colour = MIXES[mix]
+            x, style = numbers["x"], marker + line
+            for ax, key in ((ppl, "ppl"), (teff, "teff")):
+                for colour, (language, values) in zip(COLOURS, numbers[key].items()):
+                    points(ax, x, values, fmt=style, color=colour, label=f"{language}, {mix}")
+            points(retrieval, x, numbers["retrieval"], fmt=style, color=mix_colour,
+                   label=f"EN1 with EN2, {mix}")
+        teff.axhline(1, color="0.6", lw=1)
+        tidy(ppl, xlabel=xlabel, xticks=ticks, ylabel="test perplexity")
+        tidy(teff, xlabel=xlabel, xticks=ticks, ylabel="token efficiency")
+        tidy(retrieval, xlabel=xlabel, xticks=ticks, ylabel="retrieval@1, middle layer",
+             ylim=(-0.03, 1.03))
+        legend(fig)

@@ -1,0 +1,395 @@
+"""The paper's cloned-language tables and figures, measured here: one command, many runs.
+
+    python -m paper.reproduce --list                     # tables, their runs, the time left
+    python -m paper.reproduce --tables=main --seeds=1    # the paper's main contrast, and the
+                                                         # monolingual law it is measured against
+    python -m paper.reproduce                            # all of it
+    python -m paper.reproduce --corpus=eltec-eng         # on a hundred novels
+
+Every run is train.py, then eval.py and align.py, called the way you would; each command is printed.
+What comes of them goes to paper/results/SCALE/CORPUS/: one JSON a run; README.md, with the tables
+so far; and the figures. A run whose JSON is there is finished and never repeated; an interrupted
+one goes on with the same command.
+"""
+import json
+import os
+import platform
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+import align
+import bench
+import data
+import runs
+from eval import add_efficiency
+from lib.cli import BadInput, Parser, plural, run_main, write_json
+from model import SIZES, faster_dtype, pick_device
+from paper import report
+
+HERE = Path(__file__).parent.parent  # where train.py is
+
+# ------------------------------------------------------------------------------------------------
+# The grid
+
+def grid(scale):
+    """{name: options of train.py}: every run there is. 1x is the scale's own number of steps."""
+    size, options = SIZES[scale], {}
+    for percent in report.PERCENT:
+        options[f"mono{percent}"] = monolingual_options(size, percent)
+    for ratio in report.RATIOS:
+        options[f"ratio{ratio}"] = {"ratio": ratio}
+
+    options["ten-even"] = {"languages": 10}
+    options["ten-hub"] = {"languages": 10, "ratio": 0.5}
+    for schedule in ("0.9,0.1", "1,0"):
+        options[f"schedule{schedule}"] = {"schedule": schedule}
+
+    # the two mixes at other lengths, and with other shares of anchor points; the run that has the
+    # scale's own is in the ratio sweep already
+    for ratio in (0.9, 0.5):
+        for times, name in report.longer_runs(f"ratio{ratio}").items():
+            if name not in options:
+                options[name] = {"ratio": ratio, "steps": int(times * size["steps"])}
+    for ratio in (0.9, 0.5):
+        for percent, name in report.anchor_runs(scale, f"ratio{ratio}").items():
+            if name not in options:
+                options[name] = {"ratio": ratio, "cloned": round(1 - percent / 100, 2)}
+
+    # models of half and twice the width, with heads of the same size
+    width, heads = size["d_model"], size["n_head"]
+    for other_width, other_heads in ((width // 2, heads // 2), (width * 2, heads * 2)):
+        shape = {"d_model": other_width, "n_head": other_heads}
+        for name in ("mono10", "mono50", "mono100", "ratio0.9", "ratio0.5"):
+            options[f"{name}-wide{other_width}"] = options[name] | shape
+    return options
+
+
+def monolingual_options(size, percent):
+    """Options of a monolingual run on so many percent of the tokens, at its best.
+
+    It has 1,500 steps or more, of smaller batches where it must be. Below 50 % it starts from
+    ordinary embeddings, since small ones take steps to grow (paper/search.md, "the baseline").
+    """
+    steps, batch_size = size["steps"] * percent // 100, size["batch_size"]
+    while steps < 1500 and batch_size > 4:
+        steps, batch_size = steps * 2, batch_size // 2
+    return {
+        "languages": 1,
+        "steps": steps,
+        "batch_size": batch_size,
+        "embedding_std": 0.02 if percent < 50 else size["embedding_std"],
+    }
+
+
+def runs_of(scale, chosen):
+    """The names of all runs that some tables are made from, each once."""
+    tables = report.tables(scale)
+    names = {}  # a dict keeps the order
+    for table in chosen:
+        for name in tables[table].runs + tables[table].needs:
+            names[name] = True
+    return list(names)
+
+
+def plan(scale, names, seeds, found):
+    """The runs still to do, [(name, seed)], in an order in which stopping early leaves the most.
+
+    Those of the main table come first, for all seeds; then the others, seed by seed.
+    """
+    main_table = report.tables(scale)["main"].runs
+    first = [name for name in names if name in main_table]
+    rest = [name for name in names if name not in main_table]
+    todo = []
+    for group in (first, rest):
+        for seed in range(seeds):
+            todo += [(name, seed) for name in group if seed not in found.get(name, {})]
+    return todo
+
+
+# ------------------------------------------------------------------------------------------------
+# How long it takes
+
+def cost(scale, options):
+    """Floating-point operations of a run's matmuls."""
+    shape = dict(SIZES[scale])
+    for key in ("d_model", "n_head", "steps", "batch_size"):
+        if key in options:
+            shape[key] = options[key]
+
+    # bench counts two languages, which have twice the vocabulary
+    languages = options.get("languages", 2)
+    shape["vocab_size"] = shape["vocab_size"] * languages / 2
+    return shape["steps"] * bench.matmul_flops(shape)
+
+
+def work(scale, todo):
+    """Floating-point operations of all runs of a plan."""
+    options = grid(scale)
+    return sum(cost(scale, options[name]) for name, _ in todo)
+
+
+def measure_speed(scale):
+    """Floating-point operations that this machine does a second, in a train step of a scale."""
+    device = pick_device("auto")
+    shape = dict(SIZES[scale])
+    if device.type != "cuda":  # a smaller batch is as fast there, and sooner done
+        shape["batch_size"] = max(1, 4096 // shape["context"])
+    seconds, *_ = bench.turn("nanoclone", shape, device, faster_dtype(device), 5)
+    return bench.matmul_flops(shape) / seconds
+
+
+def time_left(total, finished, spent, jobs, elapsed):
+    """Seconds until all work is done, if all of it goes as fast as what is finished did.
+
+    total, finished: work, in any unit. spent: seconds that the finished part took, summed over
+    runs. elapsed: seconds since the start, in which `jobs` runs at a time went on, finished or not.
+    """
+    return max(0, total * spent / finished / jobs - elapsed)
+
+
+def duration(seconds):
+    return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds / 60:.0f} min"
+
+
+def print_tables(args, chosen, found, speed):
+    """What --list shows: each table, the runs that it needs, and how many of them are finished."""
+    for table in chosen:
+        names = runs_of(args.scale, [table])
+        total = len(names) * args.seeds
+        left = plan(args.scale, names, args.seeds, found)
+        finished = f"{total - len(left)} of {total} runs finished"
+        if left:
+            finished += f", {duration(work(args.scale, left) / speed)} left"
+        print(f"{table:11} {report.tables(args.scale)[table].title}")
+        print(f"{'':11} {', '.join(names)}")
+        print(f"{'':11} {finished}")
+
+
+# ------------------------------------------------------------------------------------------------
+# One run
+
+def do(out, scale, corpus, name, options, seed, threads, running):
+    """Train, evaluate and align one run, or go on with it, and write its JSON.
+
+    Returns what went wrong, in a line, or None. threads: {"OMP_NUM_THREADS": ...} or nothing.
+    running: a set that holds the process for as long as it runs.
+    """
+    run_name = f"{scale}-{data.label(corpus)}-{name}-seed{seed}"
+    folder, log = Path("runs") / run_name, Path("runs") / f"{run_name}.txt"
+    train_options = [f"--size={scale}", f"--corpus={corpus}"]
+    train_options += [f"--{key}={value}" for key, value in options.items()]
+    train_options += [f"--seed={seed}"]
+
+    # a run that was begun knows its options: it only has to go on
+    begun = (folder / "config.json").exists()
+    calls = [
+        ["train.py", f"--run={run_name}"] + (["--resume"] if begun else train_options),
+        ["eval.py", str(folder)],
+    ]
+    if options.get("languages") != 1:
+        calls.append(["align.py", str(folder)])
+
+    log.parent.mkdir(exist_ok=True)
+    with open(log, "w") as f:
+        for call in calls:
+            print(f"  python {shlex.join(call)}", flush=True)
+            if run_script(call, f, threads, running) != 0:
+                said = log.read_text().strip().splitlines() or ["no word"]
+                return f"{call[0]}: {said[-1]} (all it said: {log})"
+
+    command = shlex.join(["python", "train.py", *train_options])
+    write_json(out / f"{name}.seed{seed}.json", result_of(folder, command, threads))
+
+
+def run_script(call, output, threads, running):
+    """Run one of the scripts, [name, option, ...], with its words going to a file; its exit code.
+
+    It gets a session of its own, so that Ctrl-C reaches this process alone, which then stops it.
+    """
+    script, *rest = call
+    process = subprocess.Popen([sys.executable, HERE / script, *rest], stdout=output,
+                               stderr=subprocess.STDOUT, env=os.environ | threads,
+                               start_new_session=True)
+    running.add(process)
+    code = process.wait()
+    running.discard(process)
+    return code
+
+
+def result_of(folder, command, threads):
+    """All that the JSON of a run holds, from the folder of the finished run."""
+    n_threads = threads.get("OMP_NUM_THREADS", torch.get_num_threads())
+    config = vars(runs.read_config(folder))
+    speeds = [line["tokens_per_s"] for line in runs.read_log(folder, "loss")]
+    result = {
+        "command": command,
+        "tokens_per_s": float(np.median(speeds)),
+        "machine": f"{platform.system()} {platform.machine()}, {n_threads} threads, "
+                   f"torch {torch.__version__}",
+        "config": config,
+        "eval": json.loads((folder / "eval.json").read_text()),
+        "log": runs.read_log(folder, "val_loss"),
+    }
+    if config["languages"] > 1:
+        result["align"] = align.summary(json.loads((folder / "align.json").read_text()))
+    return result
+
+
+def read(out, scale):
+    """{run: {seed: its JSON}} of all finished runs.
+
+    Token efficiency is computed anew, from the monolingual runs of all seeds together.
+    """
+    options, found = grid(scale), {}
+    for path in sorted(out.glob("*.seed*.json")):
+        name, _, seed = path.stem.rpartition(".seed")
+        result = json.loads(path.read_text())
+        if name in options and agrees(result["config"], SIZES[scale] | options[name]):
+            found.setdefault(name, {})[int(seed)] = result
+
+    results = []
+    for by_seed in found.values():
+        for result in by_seed.values():
+            results.append((None, SimpleNamespace(**result["config"]), result["eval"]))
+    add_efficiency(results)
+    return found
+
+
+def agrees(config, wanted):
+    """Whether a run has the configuration that the grid has now; one of another does not count."""
+    # compared as text, since a ratio is a number in the grid, and text in a config
+    for key, value in wanted.items():
+        if key != "d_head" and str(config[key]) != str(value):
+            return False
+    return True
+
+
+# ------------------------------------------------------------------------------------------------
+# All runs
+
+def do_all(out, args, todo):
+    """Do all runs of a plan, args.jobs at a time. Returns what failed, a line each.
+
+    After each, the tables are written again, and the figures that it is part of.
+    """
+    # several at once share the cores; one alone takes as many as torch does
+    threads = {}
+    if args.jobs > 1:
+        threads["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // args.jobs))
+
+    options, running, failed = grid(args.scale), set(), []
+    start, total, finished, spent = time.time(), work(args.scale, todo), 0, 0
+
+    def timed_do(name, seed):
+        begun = time.time()
+        wrong = do(out, args.scale, args.corpus, name, options[name], seed, threads, running)
+        return wrong, time.time() - begun
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C
+    with ThreadPoolExecutor(args.jobs) as pool:
+        left = {pool.submit(timed_do, name, seed): (name, seed) for name, seed in todo}
+        try:
+            for future in as_completed(left):
+                name, seed = left.pop(future)
+                wrong, seconds = future.result()
+                flops = cost(args.scale, options[name])
+
+                # a run that failed does not stop the others
+                if wrong:
+                    total -= flops
+                    failed.append(f"{name} seed {seed}: {wrong}")
+                    print(f"FAILED {failed[-1]}", flush=True)
+                    continue
+
+                # one more monolingual run moves the law, so all results are read anew
+                found = read(out, args.scale)
+                finished, spent = finished + flops, spent + seconds
+                rest = time_left(total, finished, spent, args.jobs, time.time() - start)
+                print(f"{name} seed {seed}: test perplexity {in_words(found[name][seed])}; "
+                      f"{plural(len(left), 'run')} to do, about {duration(rest)}", flush=True)
+                report.write_report(out, args.scale, found, name)
+        except KeyboardInterrupt:
+            print("interrupted: the same command goes on where this one stopped", flush=True)
+            sys.exit(130)
+        finally:
+            # nothing new is begun, and what runs is stopped: train.py saves, and goes on from
+            # there next time
+            for future in left:
+                future.cancel()
+            for process in list(running):
+                process.terminate()
+    return failed
+
+
+def in_words(result):
+    """The perplexity of the first languages of a run: EN1 15.36  EN2 21.60."""
+    languages = result["eval"]["languages"][:3]
+    return "  ".join(f"{language['name']} {language['ppl']:.2f}" for language in languages)
+
+
+# ------------------------------------------------------------------------------------------------
+# The command
+
+def arguments():
+    """The command line, and the names of the tables that it asks for. Raises BadInput."""
+    parser = Parser(__doc__)
+    parser.option("--scale", "nano", "model size; nano is for a CPU, the others are the paper's "
+                  "and want a GPU", choices=list(SIZES))
+    parser.option("--corpus", "docs", "as in train.py: docs, eltec-eng, a path ...; several, "
+                  "comma-separated")
+    parser.option("--seeds", 3, "how many seeds, 0, 1, ...; the tables give mean and standard "
+                  "deviation", int)
+    parser.option("--tables", "all", "which tables, comma-separated; --list names them")
+    parser.option("--jobs", 1, "runs at once, each on its share of the cores; more than 1 helps "
+                  "small models on a CPU", int)
+    parser.option("--list", False, "show the tables, their runs and the time left, and run "
+                  "nothing", bool)
+    args, _ = parser.parse()
+
+    known = report.tables(args.scale)
+    chosen = list(known) if args.tables == "all" else args.tables.split(",")
+    for table in chosen:
+        if table not in known:
+            raise BadInput(f"--tables={args.tables}: there is no table {table}; "
+                           f"expected some of {', '.join(known)}")
+    if args.seeds < 1 or args.jobs < 1:
+        raise BadInput(f"--seeds={args.seeds} --jobs={args.jobs}: expected 1 or more of each")
+    return args, chosen
+
+
+def main():
+    args, chosen = arguments()
+    out = Path("paper/results") / args.scale / data.label(args.corpus)
+    found = read(out, args.scale)
+    todo = plan(args.scale, runs_of(args.scale, chosen), args.seeds, found)
+    speed = measure_speed(args.scale) if todo else 1
+
+    if args.list:
+        print_tables(args, chosen, found, speed)
+    print(f"{args.scale} on {args.corpus}, {plural(args.seeds, 'seed')}: "
+          f"{plural(len(todo), 'run')} to do, "
+          f"about {duration(work(args.scale, todo) / speed)} of training at this machine's speed; "
+          f"finished ones are in {out}")
+    if args.list:
+        return
+
+    out.mkdir(parents=True, exist_ok=True)
+    report.write_report(out, args.scale, found, None)
+    failed = do_all(out, args, todo)
+    print(f"\n{out / 'README.md'} has the tables and figures.")
+    if failed:
+        print("failed, and left out:\n  " + "\n  ".join(failed))
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,149 @@
+import errno
+import json
+
+import pytest
+from conftest import listing
+
+from lib.cli import BadInput, Parser, plural, run_main, write, write_json
+
+
+def make_parser():
+    parser = Parser("A script.")
+    parser.group("text")
+    parser.option("--corpus", "docs", "what is read")
+    parser.group("model")
+    parser.option("--width", {"nano": 64, "mini": 512}, "100 % of the width", int)
+    parser.option("--tied", False, "one matrix", bool)
+    parser.option("--size", "nano", "a preset", choices=["nano", "mini"])
+    return parser
+
+
+def parse(monkeypatch, *options):
+    monkeypatch.setattr("sys.argv", ["script.py", *options])
+    return make_parser().parse()
+
+
+# ------------------------------------------------------------------------------------------------
+# Options
+
+def test_all_options_and_those_given(monkeypatch):
+    args, given = parse(monkeypatch, "--width=32", "--size=nano")
+    assert vars(args) == {"corpus": "docs", "width": 32, "tied": False, "size": "nano"}
+    # an option that is given counts as given, even if it says what the default says
+    assert given == {"width": 32, "size": "nano"}
+
+
+def test_a_default_that_depends_on_the_size_is_none_until_a_size_is_known(monkeypatch):
+    args, given = parse(monkeypatch)
+    assert args.width is None
+    assert given == {}
+
+
+@pytest.mark.parametrize("option, expected", [
+    ("--tied", True),
+    ("--tied=true", True),
+    ("--tied=True", True),
+    ("--tied=false", False),
+])
+def test_an_option_that_is_true_or_false(monkeypatch, option, expected):
+    args, _ = parse(monkeypatch, option)
+    assert args.tied is expected
+
+
+def test_help_has_headings_and_every_default():
+    help_text = " ".join(make_parser().format_help().split())
+    assert "text: --corpus STR what is read (default: docs)" in help_text
+    assert ("model: --width INT 100 % of the width (default: by --size: nano 64, mini 512) "
+            "--tied [BOOL] one matrix (default: false)") in help_text
+
+
+@pytest.mark.parametrize("option, expected", [
+    ("--widht=3", "did you mean --width?"),
+    ("--wid=3", "did you mean --width?"),  # no abbreviations
+    ("--zzzz", "--help lists the options"),
+    ("--width=wide", "invalid int value"),
+    ("--tied=maybe", "neither true nor false"),
+    ("--size=huge", "invalid choice"),
+])
+def test_a_wrong_option(monkeypatch, option, expected):
+    with pytest.raises(BadInput) as error:
+        parse(monkeypatch, option)
+    assert expected in str(error.value)
+
+
+# ------------------------------------------------------------------------------------------------
+# How a script ends
+
+def ending(error, monkeypatch, capsys):
+    """(exit code, stderr) of a script whose main() raises an error."""
+    def main():
+        raise error
+
+    monkeypatch.setattr("sys.argv", ["folder/script.py"])
+    with pytest.raises(SystemExit) as end:
+        run_main(main)
+    return end.value.code, capsys.readouterr().err
+
+
+def test_bad_input_and_a_full_disk_end_in_one_line(monkeypatch, capsys):
+    code, err = ending(BadInput("--width=0: expected more"), monkeypatch, capsys)
+    assert code == 2
+    assert err == "script.py: error: --width=0: expected more\n"
+
+    full = OSError(errno.ENOSPC, "No space left on device", "model.pt")
+    code, err = ending(full, monkeypatch, capsys)
+    assert code == 2
+    assert err.startswith("script.py: error: model.pt: No space left on device; free some")
+    assert err.count("\n") == 1
+
+
+def test_under_torchrun_one_process_speaks(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    assert ending(BadInput("wrong"), monkeypatch, capsys) == (2, "")
+
+
+def test_ctrl_c_is_no_traceback(monkeypatch, capsys):
+    code, _ = ending(KeyboardInterrupt(), monkeypatch, capsys)
+    assert "interrupted" in code
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    def main():
+        raise OSError(errno.ENOENT, "No such file")
+
+    with pytest.raises(OSError, match="No such file"):
+        run_main(main)
+
+
+def test_plural():
+    assert [plural(n, "run") for n in (0, 1, 1200)] == ["0 runs", "1 run", "1,200 runs"]
+
+
+# ------------------------------------------------------------------------------------------------
+# Files
+
+def test_a_file_is_replaced_once_the_new_one_is_whole(here):
+    write_json("file.json", {"step": 1})
+    with write("file.json") as f:
+        f.write(b"half of it")
+        f.flush()
+        assert json.loads((here / "file.json").read_text()) == {"step": 1}
+        f.write(b", and the rest")
+    assert (here / "file.json").read_text() == "half of it, and the rest"
+    assert listing(here) == ["file.json"]
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), KeyboardInterrupt(), OSError("full")])
+def test_a_file_that_was_not_finished_leaves_the_old_one(here, error):
+    write_json("file.json", {"step": 1})
+    with pytest.raises(type(error)), write("file.json") as f:
+        f.write(b"half of it")
+        raise error
+    assert json.loads((here / "file.json").read_text()) == {"step": 1}
+    assert listing(here) == ["file.json"]
+
+
+def test_an_error_of_the_disk_names_the_file(here):
+    with pytest.raises(OSError) as error, write("file.json"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert error.value.filename == "file.json"

@@ -1,0 +1,388 @@
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import align
+from model import SIZES
+from paper import report, reproduce
+
+
+def planted_law(n):
+    """The perplexity of a monolingual model on n tokens."""
+    return 1 / (0.06 - 0.9 * n**-0.25)
+
+
+def no_transfer(name, language):
+    return 1.0
+
+
+def plant(out, scale, names, seeds, teff=no_transfer, jitter=0.0):
+    """Write the JSON of runs whose perplexity is what a monolingual model has on teff times their
+    tokens, with a jitter that differs by seed.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        options = reproduce.grid(scale)[name]
+        for seed in range(seeds):
+            result = {
+                "command": "planted",
+                "config": planted_config(scale, options),
+                "eval": planted_eval(scale, name, options, teff, jitter * (seed - (seeds - 1) / 2)),
+                "align": planted_align(SIZES[scale]["n_layer"], seed),
+            }
+            (out / f"{name}.seed{seed}.json").write_text(json.dumps(result))
+
+
+def planted_config(scale, options):
+    config = SIZES[scale] | {"languages": options.get("languages", 2)} | options
+    if "ratio" in options:
+        config["ratio"] = str(options["ratio"])  # as on the command line
+    return config
+
+
+def planted_eval(scale, name, options, teff, jitter):
+    size = SIZES[scale]
+    steps = options.get("steps", size["steps"])
+    total = steps * options.get("batch_size", size["batch_size"]) * size["context"]
+
+    # the main language has its share, and the others the rest, evenly
+    n = options.get("languages", 2)
+    main = float(options.get("ratio", 1 / n))
+    shares = [1.0] if n == 1 else [main] + [(1 - main) / (n - 1)] * (n - 1)
+    languages = []
+    for l, share in enumerate(shares):
+        ppl = planted_law(total * share * teff(name, l)) * (1 + jitter)
+        languages.append({
+            "name": f"EN{l + 1}", "tokens_seen": total * share, "loss": float(np.log(ppl)),
+            "ppl": ppl, "ppl_se": 0.1, "bits_per_byte": 1.0,
+        })
+    gaps = {"EN1->EN2": {"plain": {"gap": 0.75}, "within": {"gap": 0.25}},
+            "EN2->EN1": {"plain": {"gap": 0.95}, "within": {"gap": 0.85}}}
+    return {"languages": languages, "code_switch": gaps}
+
+
+def planted_align(n_layer, seed):
+    """What align.summary returns; no two layers, measures or kinds have the same number."""
+    def entry(value, floor=0.0):
+        return {"value": value + 0.02 * seed, "floor": floor, "above": True}
+
+    layers = []
+    for layer in range(n_layer + 1):
+        retrieval = 0.5 + 0.1 * (layer - n_layer // 2)  # 0.5 in the middle
+        layers.append({"cosine": entry(retrieval / 2, 0.01), "centred": entry(retrieval / 4, 0.02),
+                       "cka": entry(retrieval / 8, 0.03), "retrieval": entry(retrieval, 0.04),
+                       "retrieval_back": entry(-retrieval, 0.05)})
+        assert layers[-1].keys() == align.MEASURES.keys()
+
+    kinds = ["norm1.weight", "norm1.bias", "q", "k", "v", "proj",
+             "norm2.weight", "norm2.bias", "up", "down"]
+    gradients = {"embedding": {"same": 0.9, "other": 0.9, "within": 0.9}}
+    for i in range(n_layer):
+        for kind in kinds:
+            same = 0.3 + (0.1 if kind == "q" else -0.1 if kind == "k" else 0)
+            gradients[f"blocks.{i}.{kind}"] = {"same": same, "other": 0.2, "within": 0.8}
+
+    embeddings = {}
+    for side, value in (("input", 0.2), ("output", 0.6)):
+        bins = [{"tokens_per_million": 10.0**i, "cosine": value * i / 2, "floor": 0.01 * i}
+                for i in range(4)]
+        embeddings[side] = entry(value) | {"by_frequency": bins}
+    return {"layers": layers, "gradients": gradients, "embeddings": embeddings}
+
+
+def found_in(out, scale="nano"):
+    """What report.py calls found: {name: [JSON of each seed]}."""
+    return {name: list(by_seed.values()) for name, by_seed in reproduce.read(out, scale).items()}
+
+
+def rows(text, run):
+    """The cells of a run's row in a Markdown table, and of the row below it."""
+    lines = text.splitlines()
+    i = next(i for i, line in enumerate(lines) if line.startswith(f"| {run} |"))
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[i:i + 2]]
+
+
+def mean(cell):
+    """"2.00 ± 1.00" -> 2.0"""
+    return float(cell.split()[0])
+
+
+# ------------------------------------------------------------------------------------------------
+# Numbers and tables
+
+def test_mean_and_spread_in_words():
+    assert report.stat([1.0, 2.0, 3.0]) == "2.00 ± 1.00"
+    assert report.stat([1.5]) == "1.50"
+    assert report.stat([1.0, None]) == "-"
+    assert report.stat([]) == "-"
+    assert report.stat([9.04e10]) == "9.0e+10"
+    assert report.stat([0.01, 0.03], "+.1%") == "+2.0% ± 1.4%"
+
+
+def test_planted_efficiency_comes_out_in_the_tables(tmp_path):
+    def teff(name, language):
+        if name == "ratio0.9" and language == 1:
+            return 2.0
+        return 0.9 if name == "ratio0.5" else 1.0
+
+    plant(tmp_path, "nano", reproduce.grid("nano"), seeds=3, teff=teff, jitter=1e-5)
+    found = found_in(tmp_path)
+    text = report.perplexities(found, ["ratio0.9", "ratio0.5", "mono100"])
+    one, two = rows(text, "ratio0.9")
+    by_law = [mean(one[5]), mean(two[5])]
+    assert by_law == [pytest.approx(1, abs=0.01), pytest.approx(2, abs=0.02)]
+    interpolated = [mean(one[4]), mean(two[4])]  # between few points
+    assert interpolated == [pytest.approx(1, abs=0.05), pytest.approx(2, abs=0.1)]
+    assert [row[1] for row in (one, two)] == ["EN1", "EN2"]
+    assert mean(one[2]) == pytest.approx(0.9 * 24.576, abs=0.005)  # million tokens, of 1x
+    assert mean(two[2]) == pytest.approx(0.1 * 24.576, abs=0.005)
+    assert "±" in one[3]
+
+    # the paper's numbers; how alike in the middle layer, not in another; the blocks' gradients
+    assert one[6:8] == ["22.46", "1"] and two[6:8] == ["32.81", "2.08"]
+    assert one[8] == "0.52 ± 0.02" and one[9] == "0.30 ± 0.00"
+    assert one[-1] == "3" and two[8:] == ["", "", ""]
+    assert [mean(row[5]) for row in rows(text, "ratio0.5")] == pytest.approx([0.9] * 2, abs=0.01)
+
+    # TEff 1: no cost, but for the curve between two points
+    costs = report.costs(found, ["ratio0.9", "ratio0.5"])
+    assert rows(costs, "ratio0.9")[0][4].startswith(("+0.", "-0."))
+    costly = rows(costs, "ratio0.5")[0]
+    n = found["ratio0.5"][0]["eval"]["languages"][0]["tokens_seen"]
+    expected = 100 * (planted_law(0.9 * n) / planted_law(n) - 1)
+    assert float(costly[4].split("%")[0]) == pytest.approx(expected, abs=0.5)
+    assert mean(costly[5]) == pytest.approx(planted_law(2 * n), abs=0.01)  # of all tokens, mono100
+    assert mean(costly[6]) == pytest.approx(0.9, abs=0.05)
+
+
+def test_en2_of_ten_languages_is_the_mean_of_the_nine_others(tmp_path):
+    def teff(name, language):
+        return 0.5 + language**2  # each of its own; the mean is near none of them
+
+    plant(tmp_path, "nano", [f"mono{p}" for p in report.PERCENT] + ["ten-hub"], 2, teff)
+    found = found_in(tmp_path)
+    languages = found["ten-hub"][0]["eval"]["languages"]
+    others = [language["ppl"] for language in languages[1:]]
+    assert len(others) == 9
+    hub, nine = rows(report.perplexities(found, ["ten-hub"]), "ten-hub")
+    assert hub[0] == "ten-hub" and mean(hub[3]) == pytest.approx(languages[0]["ppl"], abs=0.01)
+    assert nine[1] == "the nine others"
+    assert mean(nine[3]) == pytest.approx(np.mean(others), abs=0.01)
+    assert min(abs(np.mean(others) - ppl) for ppl in others) > 0.05
+    for key in ("ppl", "teff", "tokens_seen"):
+        expected = np.mean([language[key] for language in languages[1:]])
+        assert report.value_of(found["ten-hub"][0], "EN2", key) == pytest.approx(expected)
+        assert report.value_of(found["ten-hub"][0], "EN1", key) == languages[0][key]
+    # no mean of those that have a number, where one has none
+    languages[4]["teff_interpolated"] = None
+    assert report.value_of(found["ten-hub"][0], "EN2", "teff_interpolated") is None
+    assert report.value_of(found["mono100"][0], "EN2", "ppl") is None
+
+
+def test_what_the_others_cost_en1_is_against_the_runs_that_are_there_not_the_law():
+    languages = [{"ppl": 22.0, "mlpe_interpolated": 20.0, "mlpe": 30.0},
+                 {"ppl": 33.0, "mlpe_interpolated": 60.0, "mlpe": 40.0}]
+    result = {"eval": {"languages": languages}}
+    assert report.extra_perplexity(result) == pytest.approx(0.1)
+
+
+def test_alignment_and_embeddings_in_the_tables(tmp_path):
+    plant(tmp_path, "nano", ["ratio0.9", "ratio0.5"], seeds=1)
+    found = found_in(tmp_path)
+    text = report.alignments(found, ["ratio0.9", "ratio0.5"])
+    head, = [line for line in text.splitlines() if line.startswith("| layer |")]
+    assert head.split(" | ")[1:4] == [
+        "cosine, ratio0.9", "cosine, ratio0.5", "centred cosine, ratio0.9"]
+    # layer 6 of 6: 0.8, its half, its quarter, its eighth, each with its floor
+    cells = rows(text, "6")[0]
+    assert cells[1:] == ["0.40 (0.01)"] * 2 + ["0.20 (0.02)"] * 2 + [
+        "0.10 (0.03)"] * 2 + ["0.80 (0.04)"] * 2
+    assert "ratio0.9 0.30 (paper: 0.53); ratio0.5 0.30 (paper: 0.07)" in text
+    assert "ratio0.9 0.250; ratio0.5 0.250" in text  # the gap within EN2 after EN1
+
+    text = report.similarities(found, ["ratio0.9"])
+    assert rows(text, "ratio0.9")[0] == ["ratio0.9", "0.200", "0.000", "0.600", "0.000"]
+
+
+# ------------------------------------------------------------------------------------------------
+# Figures: what is computed for them
+
+class Recorder:
+    """Stands in for lib/plots.py: what would be drawn is kept."""
+
+    def __getattr__(self, name):
+        def record(path, *args, **kwargs):
+            self.drawn = SimpleNamespace(name=name, path=path, args=args, kwargs=kwargs)
+        return record
+
+
+@pytest.fixture
+def recorder(monkeypatch):
+    stand_in = Recorder()
+    monkeypatch.setattr(report, "plots", stand_in)
+    return stand_in
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """All runs, on two seeds. In EN2 a ratio has the efficiency 1 + what EN1 has more than half."""
+    def teff(name, language):
+        if language and name in [f"ratio{ratio}" for ratio in report.RATIOS]:
+            return 0.5 + float(name.removeprefix("ratio"))
+        return 1.0
+
+    out = tmp_path_factory.mktemp("found")
+    plant(out, "nano", reproduce.grid("nano"), 2, teff)
+    return found_in(out)
+
+
+def test_the_figure_of_the_ratio_sweep(found, recorder):
+    found = {name: results for name, results in found.items() if name != "ratio0.7"}
+    report.draw_ratio("ratio.png", found)
+    ratios, languages, mono, law, alike = recorder.drawn.args
+    assert (recorder.drawn.name, recorder.drawn.path) == ("ratio_sweep", "ratio.png")
+    assert ratios == [0.99, 0.95, 0.9, 0.8, 0.6, 0.5]
+    for language, shares in (("EN1", ratios), ("EN2", [1 - ratio for ratio in ratios])):
+        numbers = languages[language]
+        assert numbers["tokens"] == pytest.approx([24.576 * share for share in shares])
+        assert [len(seeds) for seeds in numbers["ppl"]] == [2] * 6
+    expected = [planted_law(24.576e6 * (1 - r) * (0.5 + r)) for r in ratios]
+    assert [np.mean(seeds) for seeds in languages["EN2"]["ppl"]] == pytest.approx(expected)
+    # the rarest have fewer tokens than any monolingual run
+    teff = languages["EN2"]["teff"]
+    assert [np.mean(seeds) for seeds in teff[2:]] == pytest.approx([1.4, 1.3, 1.1, 1], rel=0.04)
+    assert languages["EN1"]["paper"] == {0.9: 1.00, 0.5: 0.89}
+    assert languages["EN2"]["paper"] == {0.9: 2.08, 0.5: 0.89}
+
+    # the monolingual runs of both seeds, and the curve through them
+    assert list(mono) == pytest.approx([24.576 * p / 100 for p in report.PERCENT], rel=0.01)
+    for million, seeds in mono.items():
+        assert seeds == pytest.approx([planted_law(million * 1e6)] * 2)
+    tokens, ppl = law
+    assert tokens[0] < min(mono) and tokens[-1] > max(mono)
+    assert ppl == pytest.approx([planted_law(million * 1e6) for million in tokens], rel=1e-3)
+    assert alike["retrieval@1, middle layer"] == [[0.5, 0.52]] * 6
+    assert alike["gradient cosine"] == [[pytest.approx(0.3)] * 2] * 6
+
+
+def test_the_figure_of_alignment(found, recorder):
+    report.draw_alignment("alignment.png", found)
+    mixes, = recorder.drawn.args
+    assert list(mixes) == ["90/10", "50/50"]
+    balanced = mixes["50/50"]
+    assert list(balanced["layers"]) == ["cosine", "centred", "cka", "retrieval"]
+    assert balanced["layers"]["retrieval"]["value"][6] == pytest.approx([0.8, 0.82])
+    assert balanced["layers"]["cka"]["value"][6] == pytest.approx([0.1, 0.12])
+    assert balanced["layers"]["cka"]["floor"] == [[0.03, 0.03]] * 7
+    assert balanced["gradients"]["blocks.5.q"] == pytest.approx(0.4)
+    assert balanced["gradients"]["blocks.5.k"] == pytest.approx(0.2)
+    assert balanced["gradient"] == pytest.approx([0.3, 0.3])
+    assert balanced["switch_gap"] == [0.25, 0.25]
+    assert balanced["paper_gradient"] == 0.07 and balanced["paper_cosine"][-1] == -0.21
+    assert mixes["90/10"]["paper_gradient"] == 0.53 and mixes["90/10"]["paper_cosine"][-1] == 0.11
+
+
+def test_the_figure_of_embeddings(found, recorder):
+    report.draw_embeddings("embeddings.png", found)
+    shares, sides = recorder.drawn.args
+    assert shares[0] == pytest.approx(0.01) and shares[-1] == 0.5
+    assert sides["output"]["value"] == [[0.6, 0.62]] * len(shares)
+    assert sides["input"]["floor"] == [[0.0, 0.0]] * len(shares)
+    bins = sides["output"]["by_frequency"]["90/10"]
+    assert bins["tokens_per_million"] == [1, 10, 100, 1000]
+    assert bins["cosine"][3] == pytest.approx([0.9, 0.9])
+    assert bins["floor"][3] == [0.03, 0.03]
+
+
+def test_the_figures_against_length_anchor_points_and_width(found, recorder):
+    tables = report.tables("nano")
+    for name, words, x in (("longer", "times 1x", [0.5, 1, 2, 3]),
+                           ("anchors", "% of the vocabulary", [0, 5, 20, 50, 100]),
+                           ("size", "d_model", [32, 64, 128])):
+        tables[name].draw(f"{name}.png", found)
+        xlabel, ticks, mixes = recorder.drawn.args
+        assert recorder.drawn.name == "against" and words in xlabel and ticks == x
+        assert mixes["50/50"]["x"] == x
+        # at 100 % anchor points both mixes are one run, and 50/50 stands for both
+        assert mixes["90/10"]["x"] == [at for at in x if at != 100]
+        for numbers in mixes.values():
+            assert numbers["retrieval"] == [[0.5, 0.52]] * len(numbers["x"])
+            assert list(numbers["ppl"]) == list(numbers["teff"]) == ["EN1", "EN2"]
+    # 0.5, 1, 2, 3 times the tokens, half of them each language's
+    tables["longer"].draw("longer.png", found)
+    ppl = recorder.drawn.args[2]["50/50"]["ppl"]["EN1"]
+    n = [24.576e6 * times / 2 for times in (0.5, 1, 2, 3)]
+    assert [np.mean(seeds) for seeds in ppl] == pytest.approx([planted_law(x) for x in n])
+
+
+# ------------------------------------------------------------------------------------------------
+# The report
+
+def test_a_table_shows_what_is_there_and_names_what_is_not(tmp_path):
+    out = tmp_path / "results"
+
+    def write(changed=None):
+        report.write_report(out, "nano", reproduce.read(out, "nano"), changed)
+        return (out / "README.md").read_text()
+
+    # two runs: one table
+    plant(out, "nano", ["ratio0.9", "ratio0.5"], seeds=1)
+    text = write()
+    assert "| 6 | 0.40 (0.01)" in text
+    assert (out / "alignment.png").exists() and not (out / "ratio.png").exists()
+    assert text.count("Not there yet") == len(report.tables("nano")) - 1
+    assert "Not there yet: mono5, mono10, mono20, mono50, mono100, mono200. " in text
+
+    # two monolingual runs make no law, so no table that needs one
+    plant(out, "nano", ["mono50", "mono100", "ratio0.99"], seeds=1)
+    text = write()
+    assert text.count("| ratio0.99 |") == 1
+    assert (out / "embeddings.png").exists() and not (out / "ratio.png").exists()
+
+    # with all of them there is one
+    monolingual = [f"mono{p}" for p in report.PERCENT]
+    plant(out, "nano", monolingual + ["anchors50-ratio0.5", "ratio0.99"], seeds=1)
+    text = write()
+    anchors = text[text.index("## Anchor points"):text.index("## Model size")]
+    assert "| anchors50-ratio0.5 | EN1 |" in anchors and "anchors50-ratio0.5," not in anchors
+    assert "Not there yet: anchors0-ratio0.9, anchors0-ratio0.5, " in anchors
+    assert text.count("| ratio0.99 |") == 3  # the sweep, the cost and the embeddings
+    assert "| ratio0.9 | 0.200 | 0.000 |" in text
+    for name in ("ratio", "anchors", "embeddings"):
+        assert (out / f"{name}.png").exists()
+    assert not (out / "size.png").exists()
+
+    # all runs: all tables and all figures
+    plant(out, "nano", reproduce.grid("nano"), seeds=2)
+    text = write(changed="ratio0.9")
+    assert "Not there yet" not in text and "0.51 ± 0.01" in text
+    for name, table in report.tables("nano").items():
+        if table.draw:
+            assert (out / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+            assert f"]({name}.png)" in text
+
+
+def test_only_the_figures_that_the_new_run_is_part_of_are_drawn_again(tmp_path, monkeypatch):
+    plant(tmp_path, "nano", reproduce.grid("nano"), seeds=1)
+    drawn, tables = [], {}
+    for name, table in report.tables("nano").items():
+        def draw(path, found):
+            drawn.append(path.stem)
+            path.write_text("drawn")
+        tables[name] = table._replace(draw=table.draw and draw)
+    monkeypatch.setattr(report, "tables", lambda scale: tables)
+
+    def drawn_for(changed):
+        drawn.clear()
+        report.write_report(tmp_path, "nano", reproduce.read(tmp_path, "nano"), changed)
+        return set(drawn)
+
+    everything = {name for name, table in tables.items() if table.draw}
+    assert drawn_for("ten-hub") == everything  # none is there yet
+    assert drawn_for("ten-hub") == set()
+    assert drawn_for("ratio0.8") == {"ratio", "embeddings"}
+    assert drawn_for("mono10") == {"ratio", "longer", "anchors", "size"}  # by the law
+    assert drawn_for("ratio0.9-wide32") == {"size"}
+    assert drawn_for(None) == everything

@@ -1,0 +1,226 @@
+import math
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import TINY, fails, history, listing, train_here, write_corpus
+
+import data
+import runs
+import train
+from lib.cli import BadInput
+
+
+@pytest.fixture(scope="module")
+def made(prepared):
+    """(working folder, the folder of a run): a few steps on the small corpus."""
+    train_here(prepared, *TINY, "--ratio=0.9", "--steps=4", "--dtype=float32", "--run=made")
+    return prepared, prepared / "runs/made"
+
+
+def open_made(made, monkeypatch):
+    """The Run of the fixture, as it would be trained on."""
+    work, folder = made
+    monkeypatch.chdir(work)
+    config = runs.read_config(folder)
+    corpus = runs.open_corpus(folder, config)
+    model = runs.make_model(config, "cpu")
+    run = runs.Run(folder, config, corpus, runs.make_table(config, corpus), model)
+    run.optimizers = train.make_optimizers(model, config)
+    run.tokens = [0, 0]
+    run.sums = torch.zeros(2, 2)
+    return run
+
+
+# ------------------------------------------------------------------------------------------------
+# log.jsonl
+
+def write_log(folder, *lines):
+    folder.joinpath("log.jsonl").write_text("".join(lines))
+
+
+def test_a_log_is_cut_back_to_a_step(here):
+    lines = [
+        '{"step": 2, "loss": [3.0]}\n',
+        '{"step": 4, "loss": [2.0]}\n',
+        '{"step": 4, "val_loss": [2.5]}\n',
+        '{"step": 6, "loss": [1.0]}\n',
+    ]
+    write_log(here, *lines)
+    runs.trim_log(here, 4)
+    assert (here / "log.jsonl").read_text() == "".join(lines[:3])
+    # a second time, there is nothing left to cut
+    runs.trim_log(here, 4)
+    assert (here / "log.jsonl").read_text() == "".join(lines[:3])
+    runs.trim_log(here, 0)
+    assert (here / "log.jsonl").read_text() == ""
+    assert listing(here) == ["log.jsonl"]
+
+
+@pytest.mark.parametrize("half", ['{"step": 4, "lo', '{"step": 4}', "{"])
+def test_a_half_written_last_line_is_dropped(here, half):
+    # '{"step": 4}' may be the start of a longer line: it has no line end
+    write_log(here, '{"step": 2}\n', half)
+    runs.trim_log(here, 4)
+    assert (here / "log.jsonl").read_text() == '{"step": 2}\n'
+
+
+def test_a_run_without_a_log_gets_an_empty_one(here):
+    runs.trim_log(here, 0)
+    assert (here / "log.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_the_log_has_finite_numbers_alone(here, value):
+    runs.append_log(here, {"step": 1, "loss": [2.0, None]})
+    with pytest.raises(ValueError):
+        runs.append_log(here, {"step": 2, "loss": [2.0, value]})
+    assert history(here) == [{"step": 1, "loss": [2.0, None]}]
+
+
+def test_the_log_is_read_by_what_a_line_has(here):
+    training = {"step": 1, "loss": [2.0]}
+    validation = {"step": 1, "val_loss": [2.5]}
+    runs.append_log(here, training)
+    runs.append_log(here, validation)
+    assert runs.read_log(here, "loss") == [training]
+    assert runs.read_log(here, "val_loss") == [validation]
+    assert runs.read_log(here, "step") == [training, validation]
+
+
+# ------------------------------------------------------------------------------------------------
+# New folders and old ones
+
+def test_a_run_without_a_name_has_one_after_its_options(here):
+    config = SimpleNamespace(steps=3)
+    given = {"ratio": "0.9", "corpus": "my novels/a.txt", "device": "cpu", "micro_batch": 4}
+    first = runs.new_folder(None, given, config)
+    assert first == Path("runs/ratio0.9-corpusmy_novels_a.txt")  # the machine is not in it
+    assert runs.new_folder(None, given, config) == first.with_name(first.name + "-2")
+    assert runs.new_folder(None, given, config) == first.with_name(first.name + "-3")
+    assert runs.new_folder(None, {}, config) == Path("runs/default")
+    assert runs.read_config(first) == config
+
+
+def test_a_name_is_taken_once(here):
+    config = SimpleNamespace(steps=3)
+    assert runs.new_folder("mine", {}, config) == Path("runs/mine")
+    for again in (lambda: runs.check_new("mine"), lambda: runs.new_folder("mine", {}, config)):
+        with pytest.raises(BadInput, match="exists: add --resume"):
+            again()
+
+
+def test_a_folder_that_a_killed_run_left_empty_may_be_used(here):
+    (here / "runs/mine").mkdir(parents=True)
+    (here / "runs/mine/.config.json.123.tmp").write_text("{")
+    runs.check_new("mine")
+    assert runs.new_folder("mine", {}, SimpleNamespace(steps=3)) == Path("runs/mine")
+
+
+def test_a_folder_that_is_no_run_names_those_that_are(here):
+    with pytest.raises(BadInput, match="no run with a config.json; there are: none yet"):
+        runs.read_config(Path("runs/three"))
+    for name in ("two", "one"):
+        runs.new_folder(name, {}, SimpleNamespace(steps=3))
+    (here / "runs/three").mkdir()
+    for content in ("", "[1]", "{"):
+        (here / "runs/three/config.json").write_text(content)
+        with pytest.raises(BadInput, match="no run with a config.json; there are: one, three, two"):
+            runs.read_config(Path("runs/three"))
+
+
+def test_a_run_is_locked_until_its_lock_is_let_go(here):
+    held = runs.lock(here)
+    with pytest.raises(BadInput, match="is being trained by another process"):
+        runs.lock(here)
+    os.close(held)
+    os.close(runs.lock(here))
+
+
+# ------------------------------------------------------------------------------------------------
+# model.pt
+
+def test_a_run_is_saved_with_all_that_going_on_needs(made, monkeypatch, tmp_path):
+    run = open_made(made, monkeypatch)
+    run.go_on()
+    assert len(run.optimizers[0].state) == len(list(run.model.parameters()))
+    run.folder = tmp_path
+    run.step, run.tokens, run.sums = 3, [40, 8], torch.tensor([[9.5, 3.25], [2.0, 1.0]])
+    with torch.no_grad():
+        run.model.position.add_(1)
+    run.save()
+
+    again = open_made(made, monkeypatch)
+    again.folder = tmp_path
+    again.go_on()
+    assert (again.step, again.tokens) == (3, [40, 8])
+    assert torch.equal(again.sums, run.sums)
+    for old, new in zip(run.model.parameters(), again.model.parameters()):
+        assert torch.equal(old, new)
+    for old, new in zip(run.optimizers, again.optimizers, strict=True):
+        assert old.state_dict()["state"].keys() == new.state_dict()["state"].keys()
+        for p, q in zip(run.model.parameters(), again.model.parameters()):
+            torch.testing.assert_close(old.state[p], new.state[q], rtol=0, atol=0)
+
+
+def test_the_sums_of_all_processes_go_on_in_one_of_them(made, monkeypatch, tmp_path):
+    run = open_made(made, monkeypatch)
+    run.folder, run.sums = tmp_path, torch.tensor([[9.5, 3.25], [2.0, 1.0]])
+    run.save()
+    monkeypatch.setenv("RANK", "1")
+    other = open_made(made, monkeypatch)
+    other.folder = tmp_path
+    other.go_on()
+    assert torch.equal(other.sums, torch.zeros(2, 2))
+
+
+def test_a_broken_model_does_not_take_the_place_of_a_good_one(made, monkeypatch):
+    run = open_made(made, monkeypatch)
+    good = (run.folder / "model.pt").read_bytes()
+    with torch.no_grad():
+        run.model.position[3] = math.inf
+    with pytest.raises(SystemExit, match="not finite .* the last good checkpoint is kept"):
+        run.save()
+    assert (run.folder / "model.pt").read_bytes() == good
+
+
+# ------------------------------------------------------------------------------------------------
+# What a config stands for
+
+def test_a_finished_run_is_opened_as_it_was_left(made, monkeypatch):
+    work, folder = made
+    monkeypatch.chdir(work)
+    by_name, = runs.open_runs(["made"], "cpu")
+    by_path, = runs.open_runs([str(folder)], "cpu")
+    saved = torch.load(folder / "model.pt", weights_only=True)["model"]
+    for run in (by_name, by_path):
+        assert run.step == run.config.steps == 4
+        assert run.table.shape == (2, 300)
+        assert run.corpus["vocab_size"] == 300
+        assert not run.model.training
+        for name, weight in run.model.state_dict().items():
+            assert torch.equal(weight, saved[name])
+
+
+def test_a_run_whose_corpus_has_changed_does_not_go_on(here, monkeypatch, capsys):
+    write_corpus(here / "books", documents=4)
+    train_here(here, *TINY, "--steps=2", "--run=old")
+    before = listing(here / "runs"), history(here / "runs/old")
+    (here / "books/book00.txt").write_text("Something else, and again something else. " * 50)
+    error = fails(train.main, ["--run=old", "--resume"], monkeypatch, capsys)
+    assert "the corpus books is not what it was when runs/old began" in error
+    with pytest.raises(BadInput, match="not what it was"):
+        list(runs.open_runs(["old"], "cpu"))
+    assert (listing(here / "runs"), history(here / "runs/old")) == before
+
+
+def test_the_languages_of_a_run_are_those_of_its_config(made, monkeypatch):
+    run = open_made(made, monkeypatch)
+    assert (run.table[1] - run.table[0]).max() == 300
+    cloned = (run.table[1] != run.table[0]).sum()
+    assert cloned == round(run.config.cloned * 299)
+    run.config.seed = 1  # other anchor points
+    assert (runs.make_table(run.config, run.corpus) != run.table).any()
+    assert data.tokens(run.corpus, "train").max() < 300
