@@ -30,6 +30,8 @@ from model import pick_device
 
 TOKENS = 65536  # of test text: for CKA and the gradients
 STATES = 2048  # of them kept: for the cosines and retrieval
+GRADIENTS = ("single", "same", "other", "within")  # the kinds of gradient_similarity
+SEQUENCES = 500  # for the gradient cosine of single sequences, as many as the paper's
 SHUFFLES = 8  # of the pairs, for the floor
 # a measure is above its floor if by more than this, and by more than 5 standard deviations of the
 # shuffles
@@ -201,30 +203,40 @@ def compare_states(a, b, shuffles):
 def gradient_similarity(model, base, row_a, row_b, device):
     """Cosine of the loss gradients of two languages, for each parameter tensor.
 
-    base [n, T + 1]: ids of the text as tokenised. Returns {name: {"same", "other", "within"}}:
-        same     of the two languages on one text
+    base [n, T + 1]: ids of the text as tokenised. Returns {name: {kind: cosine}}, the kinds being
+        single   of the two languages on one sequence, mean over sequences (paper: Gradient
+                 similarity): most of such a gradient is of what this one sequence says
+        same     of the two languages on one text, the sum over many sequences
         other    of the two languages on two texts, the two halves of base
         within   of one language on two texts: as alike as anything gets here
-    qkv counts as three tensors; an embedding's rows are compared with their clones'.
     """
     half_1, half_2 = np.array_split(base, 2)
-    a1, a2, b1, b2 = (gradients(model, row[half], row, device)
+    a1, a2, b1, b2 = (gradients(model, row[half], device, row)
                       for row in (row_a, row_b) for half in (half_1, half_2))
-    model.zero_grad()
     result = {}
     for name in a1:
         same = flat_cosine(a1[name], b1[name]) + flat_cosine(a2[name], b2[name])
         other = flat_cosine(a1[name], b2[name]) + flat_cosine(a2[name], b1[name])
         within = flat_cosine(a1[name], a2[name]) + flat_cosine(b1[name], b2[name])
         result[name] = {"same": same / 2, "other": other / 2, "within": within / 2}
+
+    singles = {name: [] for name in result}
+    for sequence in base[:SEQUENCES, None]:  # [1, T + 1]
+        a, b = (gradients(model, row[sequence], device, row) for row in (row_a, row_b))
+        for name in result:
+            singles[name].append(flat_cosine(a[name], b[name]))
+    for name in result:
+        result[name]["single"] = float(np.mean(singles[name]))
+    model.zero_grad()
     return result
 
 
-def gradients(model, ids, row, device):
+def gradients(model, ids, device, row):
     """{name: gradient of the summed loss of ids [n, T + 1]}, by the names of Block's tensors.
 
-    row [V]: the language's ids; of the embeddings' gradients only its rows are kept, so that they
-    stand in the same order for every language.
+    qkv counts as three tensors, and so does its bias. row [V]: the language's ids; of the
+    embeddings' gradients only its rows are kept, so that they stand in the same order for every
+    language, a token's beside its clone's.
     """
     model.zero_grad()
     for part in torch.from_numpy(ids).to(device).split(max(1, 8192 // ids.shape[1])):
@@ -234,11 +246,12 @@ def gradients(model, ids, row, device):
     result = {}
     for name, parameter in model.named_parameters():
         gradient = parameter.grad
-        if name.endswith("embedding"):
+        layer, _, tensor = name.rpartition(".")
+        if tensor in ("embedding", "unembedding"):
             result[name] = gradient[own].clone()
-        elif name.endswith("qkv"):
+        elif tensor in ("qkv", "qkv_bias"):
             for kind, part in zip("qkv", gradient.chunk(3)):
-                result[name.removesuffix("qkv") + kind] = part.clone()
+                result[f"{layer}.{tensor.replace('qkv', kind)}"] = part.clone()
         else:
             result[name] = gradient.clone()
     return result
@@ -246,12 +259,21 @@ def gradients(model, ids, row, device):
 
 def flat_cosine(x, y):
     """Cosine of two tensors of one shape, as vectors."""
-    return F.cosine_similarity(x.cpu().double().flatten(), y.cpu().double().flatten(), dim=0).item()
+    return F.cosine_similarity(x.float().flatten(), y.float().flatten(), dim=0).item()
 
 
 def block_mean(gradients, kind):
-    """Mean gradient cosine ("same", "other" or "within") over the tensors of the blocks."""
-    return float(np.mean([g[kind] for name, g in gradients.items() if name.startswith("blocks")]))
+    """Mean gradient cosine of a kind ("single", ...) over the tensors of the blocks.
+
+    They are of ten types: q, k, v, proj, up, down, and the weight and bias of both norms. The
+    biases of the linear layers are left out, as in the paper's mean over ten types: adding to all
+    keys changes no attention, so the gradient of k's bias is rounding noise.
+    """
+    cosines = []
+    for name, by_kind in gradients.items():
+        if name.startswith("blocks.") and not name.endswith("_bias"):
+            cosines.append(by_kind[kind])
+    return float(np.mean(cosines))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -307,14 +329,6 @@ def embedding_similarity(model, row_a, row_b, frequency, bins=8):
 # ------------------------------------------------------------------------------------------------
 # A run
 
-def count_tokens(ids, vocab_size):
-    """How often each id occurs, float64 [V], a piece of the text at a time."""
-    frequency = np.zeros(vocab_size)
-    for i in range(0, len(ids), 1 << 24):
-        frequency += np.bincount(ids[i:i + (1 << 24)], minlength=vocab_size)
-    return frequency
-
-
 def measure(run):
     """All of align.json: {"pairs": {"EN1-EN2": ...}}, EN1 with each other language.
 
@@ -326,7 +340,7 @@ def measure(run):
         raise BadInput(f"the test split of {run.config.corpus} has {len(text)} tokens, "
                        f"fewer than two windows of {run.folder} ({2 * T + 1})")
     base = clone.consecutive(text, T, n)  # [n, T + 1]
-    frequency = count_tokens(data.tokens(run.corpus, "train"), run.config.vocab_size)
+    frequency = data.count_tokens(data.tokens(run.corpus, "train"), run.config.vocab_size)
 
     pairs = {}
     for l in range(1, len(run.table)):
@@ -370,8 +384,8 @@ def summary(result):
     """The mean of align.json over its language pairs.
 
     {"layers": [{measure: {"value", "floor", "above"}}],
-     "gradients": {tensor: {"same", "other", "within"}}, "gradient": their mean over the blocks,
-     "embeddings": {"input": {"value", "floor", "above", "by_frequency"}, "output": ...}}
+     "gradients": {tensor: {kind: cosine}}, "gradient": their mean over the blocks,
+     "embeddings": {"input": {"value", "floor", "above", "all_pairs", "by_frequency"}, ...}}
     """
     pairs = list(result["pairs"].values())
     layers = []
@@ -386,13 +400,14 @@ def summary(result):
     for side in pairs[0]["embeddings"]:
         sides = [pair["embeddings"][side] for pair in pairs]
         embeddings[side] = mean_over(sides)
+        embeddings[side]["all_pairs"] = float(np.mean([s["all_pairs"] for s in sides]))
         bins = zip(*(s["by_frequency"] for s in sides))
         embeddings[side]["by_frequency"] = [mean_numbers(of_bin) for of_bin in bins]
 
     return {
         "layers": layers,
         "gradients": gradients,
-        "gradient": {kind: block_mean(gradients, kind) for kind in ("same", "other", "within")},
+        "gradient": {kind: block_mean(gradients, kind) for kind in GRADIENTS},
         "embeddings": embeddings,
     }
 
@@ -416,11 +431,13 @@ def print_table(folder, languages, of_run):
         print(f"{i:5}   " + "".join(f"{cell(layer[m]):18}" for m in MEASURES))
 
     gradient = of_run["gradient"]
-    print("gradient cosine, mean over the tensors of the blocks: "
-          f"EN1 and other on one text {gradient['same']:.3f}, on two texts "
-          f"{gradient['other']:.3f}, one language on two texts {gradient['within']:.3f}")
+    print("gradient cosine, mean over the tensors of the blocks: EN1 and other on single "
+          f"sequences (the paper's) {gradient['single']:.3f},\n  on one text "
+          f"{gradient['same']:.3f}, on two texts {gradient['other']:.3f}, "
+          f"one language on two texts {gradient['within']:.3f}")
     for side, entry in of_run["embeddings"].items():
-        print(f"{side} embedding and its clone's: cosine {cell(entry)}")
+        print(f"{side} embedding and its clone's: cosine {cell(entry)}, "
+              f"all pairs {entry['all_pairs']:.3f}")
 
     above = []
     for m, name in MEASURES.items():

@@ -15,6 +15,7 @@ Shown for each model, nano and one 256 wide:
     batch               the share of a step that making the batch takes
     memory, plain       the peak memory of both ways
 """
+import math
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -46,17 +47,21 @@ def plain_loss(model, ids):
     """
     inputs, targets = ids[:, :-1], ids[:, 1:]
     B, T = inputs.shape
-    x = F.embedding(inputs, model.embedding) + model.position  # [B, T, D]
+    x = F.embedding(inputs, model.embedding)  # [B, T, D]
+    if model.config["embedding_scale"]:
+        x = x * math.sqrt(model.config["d_model"])
+    x = x + model.position
     for block in model.blocks:
         # Attention. One matmul gives q, k and v, which are taken apart here: [B, H, T, d_head].
-        qkv = F.linear(block.norm1(x), block.qkv).view(B, T, 3, block.n_head, block.d_head)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        qkv = F.linear(block.norm1(x), block.qkv, block.qkv_bias)
+        q, k, v = qkv.view(B, T, 3, block.n_head, block.d_head).permute(2, 0, 3, 1, 4)
         heads = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # [B, H, T, d_head]
-        x = x + F.linear(heads.transpose(1, 2).reshape(B, T, -1), block.proj)
+        heads = heads.transpose(1, 2).reshape(B, T, -1)
+        x = x + F.linear(heads, block.proj, block.proj_bias)
 
         # MLP.
-        hidden = F.gelu(F.linear(block.norm2(x), block.up))  # [B, T, 4 D]
-        x = x + F.linear(hidden, block.down)
+        hidden = F.linear(block.norm2(x), block.up, block.up_bias)  # [B, T, 4 D]
+        x = x + F.linear(F.gelu(hidden, approximate="tanh"), block.down, block.down_bias)
 
     # The logits of all positions exist at once here, B * T * V numbers in fp32, and so does their
     # gradient. This is what model.py avoids.
@@ -134,7 +139,7 @@ def make_batches(shape):
     text = rng.zipf(1.2, 2_000_000).clip(max=V).astype(np.uint16) - 1
     return clone.make_batches(
         text,
-        table=clone.clone_table(V, languages=2, eot=V - 1),
+        table=clone.clone_table(np.ones(V), languages=2),
         stages=np.array([[0.9, 0.1]]),
         context=shape["context"],
         batch_size=shape["batch_size"],

@@ -4,12 +4,12 @@
                                   # and a check of the batches
 
 Language 0 (EN1) is the text as tokenised. In language l (EN2, EN3, ...) every token id is shifted
-by l * V. Each sequence of a batch is in one language, drawn by the shares that --ratio gives; no
-text is seen in two languages but by chance of another epoch (paper: Cloning).
+by l * V. The text is cut into windows of context + 1 tokens, and each window is in one language,
+drawn by the shares that --ratio gives (paper: Cloning). It is drawn once for the whole run: in a
+later epoch the window is in the same language again, so that no text is read in two.
 
-Batches are a pure function of (seed, step): a permutation of the windows for each epoch, and a
-counter-based random generator for the languages. So resuming needs no state, processes never
-overlap, and two runs that differ in ratio only see the same text in the same order.
+Batches are a pure function of (seed, step): so resuming needs no state, processes never overlap,
+and two runs that differ in ratio only see the same text in the same order.
 """
 from functools import lru_cache
 
@@ -70,31 +70,42 @@ def numbers(option, text):
                        f"e.g. {option}=0.9,0.1") from None
 
 
-def clone_table(vocab_size, languages, eot, cloned=1.0, seed=0):
+def clone_table(counts, languages, cloned=1.0, seed=0):
     """table[lang, id] -> the id of a token in a language, int64 [N, V].
 
-    A cloned token is id + lang * V; end-of-text and the anchor points are the same in all. With
-    V = 5, three languages, end-of-text 4 and token 1 an anchor point:
+    A cloned token is id + lang * V; an anchor point has one id in all languages. With V = 5, three
+    languages, and token 1 an anchor point:
 
         the text    0  1  2  3  4
         EN1         0  1  2  3  4
-        EN2         5  1  7  8  4
-        EN3        10  1 12 13  4
+        EN2         5  1  7  8  9
+        EN3        10  1 12 13 14
 
-    cloned: the fraction of the vocabulary that is cloned, drawn at random by seed; the rest are
-    anchor points (paper: Partial cloning). A larger fraction clones all that a smaller one does,
-    because it takes a longer piece of the same permutation. Raises BadInput.
+    counts [V]: how often each token occurs in the training text. cloned: the fraction of the
+    vocabulary that is cloned; the rest are anchor points, drawn at random by seed among the tokens
+    that occur (paper: Partial cloning). With 1, end-of-text is cloned too, and the languages share
+    nothing. A larger fraction clones all that a smaller one does, because it takes a longer piece
+    of the same permutation.
     """
-    if not 0 <= cloned <= 1:
-        raise BadInput(f"--cloned={cloned} is no fraction of the vocabulary: "
-                       "expected 0 to 1, e.g. --cloned=0.8")
-    ordinary = np.delete(np.arange(vocab_size), eot)
-    order = np.random.default_rng([seed, 2]).permutation(ordinary)
-    chosen = order[:round(cloned * len(ordinary))]
+    V = len(counts)
+    occurring = np.flatnonzero(counts)
+    order = np.random.default_rng([seed, 2]).permutation(occurring)
+    anchors = order[round(cloned * len(order)):]
 
-    table = np.tile(np.arange(vocab_size), (languages, 1))
-    table[:, chosen] += np.arange(languages)[:, None] * vocab_size
+    table = np.arange(V) + np.arange(languages)[:, None] * V
+    table[:, anchors] = anchors
     return table
+
+
+def anchor_points(table, counts):
+    """(how many tokens of the vocabulary are anchor points, their share of the running text).
+
+    With one language there are none.
+    """
+    if len(table) == 1:
+        return 0, 0.0
+    shared = table[0] == table[1]
+    return int(shared.sum()), float(counts[shared].sum() / counts.sum())
 
 
 def cloned_positions(base, row_a, row_b):
@@ -110,13 +121,10 @@ def cloned_positions(base, row_a, row_b):
 # The batches
 
 def windows(ids, context):
-    """How many windows of context + 1 ids an epoch has. Raises BadInput for none.
-
-    One fewer may fit than the text holds, so that every epoch can start elsewhere.
-    """
-    n = (len(ids) - context) // (context + 1)
+    """How many windows of context + 1 ids a text has, side by side. Raises BadInput for none."""
+    n = len(ids) // (context + 1)
     if n < 1:
-        raise BadInput(f"--context={context} needs {2 * context + 1} tokens, but the split has "
+        raise BadInput(f"--context={context} needs {context + 1} tokens, but the split has "
                        f"{len(ids)}: a shorter context or a larger corpus")
     return n
 
@@ -129,57 +137,84 @@ def consecutive(text, context, n):
     return np.stack([text[i * context:(i + 1) * context + 1] for i in range(n)])
 
 
+def make_order(n, seed):
+    """Return order(k) -> the windows [...] that the k-th sequences [...] of a run are, of n.
+
+    Each epoch reads every window once, in an order of its own.
+    """
+    @lru_cache(2)
+    def permutation(epoch):
+        return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(n)
+
+    def order(k):
+        window = np.empty_like(k)
+        for epoch in np.unique(k // n):  # a batch may span epochs
+            here = k // n == epoch
+            window[here] = permutation(int(epoch))[k[here] % n]
+        return window
+
+    return order
+
+
+def make_languages(n, stages, steps, seed):
+    """Return languages(window, step) -> the language of each of n windows [...] at a step.
+
+    One number u in [0, 1) is drawn for each window and the whole run. Shares of [.9, .1] mean
+    EN1 for u < .9, else EN2. So a window changes its language only where a schedule changes the
+    shares, and a window that is in EN1 at 50/50 is in EN1 at 90/10 too.
+    """
+    u = np.random.default_rng([seed, 3]).random(n)
+    limits = stages.cumsum(1)
+    limits[:, -1] = np.inf  # the shares may sum to a hair less than 1
+
+    def languages(window, step):
+        stage = step * len(stages) // steps
+        return np.searchsorted(limits[stage], u[window], side="right")
+
+    return languages
+
+
 def make_batches(ids, table, stages, context, batch_size, steps, seed, rank=0, world=1):
     """Return batch(step) -> (ids int64 [B / world, T + 1], lang int64 [B / world]).
 
     ids: a token stream; table [N, V]: clone_table; stages [S, N]: parse_stages. batch_size is that
     of all processes together; process `rank` of `world` gets its part of it.
 
-    A worked example: ids 0 to 20, T = 3, so windows are 4 ids wide and an epoch has 4 of them. Say
-    that epoch 0 starts at offset 2 and takes the windows in the order 3 1 0 2. With B = 2:
+    A worked example: ids 0 to 15 and T = 3, so there are four windows of 4 ids. Say that epoch 0
+    takes them in the order 3 1 0 2, and that window 1 is in EN2. With V = 100 and B = 2:
 
-        step 0    windows 3 and 1    14 15 16 17    6  7  8  9
-        step 1    windows 0 and 2     2  3  4  5   10 11 12 13
-        step 2    epoch 1: another offset, another order
-
-    Then each sequence is moved to its language: with V = 100, EN2 reads 114 115 116 117.
+        step 0    windows 3 and 1    12 13 14 15    104 105 106 107
+        step 1    windows 0 and 2     0  1  2  3      8   9  10  11
+        step 2    epoch 1: the same windows in another order, window 1 in EN2 again
     """
     n, width = windows(ids, context), context + 1
-
-    # shares [.9, .1] -> limits [.9, inf]: a number u in [0, 1) is in the first language if u < .9
-    limits = stages.cumsum(1)
-    limits[:, -1] = np.inf
-
-    @lru_cache(2)
-    def epoch(e):
-        """The offset and the order of the windows in one epoch."""
-        rng = np.random.Generator(np.random.Philox(key=[seed, e]))
-        return int(rng.integers(width)), rng.permutation(n)
-
-    def window_starts(step):
-        """Where each sequence of the whole batch starts in the text, int64 [B]."""
-        k = step * batch_size + np.arange(batch_size)  # the number of each sequence in the run
-        starts = np.empty(batch_size, dtype=np.int64)
-        for e in np.unique(k // n):  # a batch may span epochs
-            offset, order = epoch(int(e))
-            here = k // n == e
-            starts[here] = offset + order[k[here] % n] * width
-        return starts
-
-    def languages(step):
-        """The language of each sequence of the whole batch, int64 [B]."""
-        philox = np.random.Philox(key=[seed, 1 << 32], counter=[0, 0, 0, step])
-        uniform = np.random.Generator(philox).random(batch_size)
-        stage = step * len(stages) // steps
-        return np.searchsorted(limits[stage], uniform, side="right")
+    order, languages = make_order(n, seed), make_languages(n, stages, steps, seed)
+    mine = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
 
     def batch(step):
-        mine = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
-        starts, lang = window_starts(step)[mine], languages(step)[mine]
-        text = ids[starts[:, None] + np.arange(width)]  # [B / world, T + 1]
+        k = step * batch_size + np.arange(batch_size)  # the number of each sequence in the run
+        window = order(k[mine])
+        lang = languages(window, step)
+        text = ids[window[:, None] * width + np.arange(width)]  # [B / world, T + 1]
         return table[lang[:, None], text], lang
 
     return batch
+
+
+def read_in_two_languages(n, stages, batch_size, steps, seed):
+    """How many of n windows a run reads in more than one language: some, if a schedule has a
+    second epoch; none without a schedule.
+    """
+    if len(stages) == 1 or steps * batch_size <= n:
+        return 0
+    order, languages = make_order(n, seed), make_languages(n, stages, steps, seed)
+    first, twice = np.full(n, -1), np.zeros(n, dtype=bool)
+    for step in range(steps):
+        window = np.unique(order(step * batch_size + np.arange(batch_size)))
+        lang = languages(window, step)
+        twice[window] |= (first[window] >= 0) & (first[window] != lang)
+        first[window] = np.where(first[window] < 0, lang, first[window])
+    return int(twice.sum())
 
 
 # ------------------------------------------------------------------------------------------------
@@ -194,12 +229,18 @@ def add_options(parser, cloned=1.0):
                   "(default: 2, or as many as --ratio names)", int)
     parser.option("--cloned", cloned, "fraction of the vocabulary that is cloned, 0 to 1; "
                   "the rest are anchor points, shared by all languages", float)
+    parser.option("--anchor_seed", 0, "of the choice of anchor points, whatever --seed is", int)
     parser.option("--schedule", None, "the main language's share in each of several equal stages "
                   "of the run, e.g. 0.9,0.1 (default: --ratio throughout)")
 
 
 def resolve(args):
     """(ratio, languages) of a command line that may leave either out. Raises BadInput."""
+    if args.cloned is not None and not 0 <= args.cloned <= 1:
+        raise BadInput(f"--cloned={args.cloned} is no fraction of the vocabulary: "
+                       "expected 0 to 1, e.g. --cloned=0.8")
+    if args.anchor_seed < 0:
+        raise BadInput(f"--anchor_seed={args.anchor_seed}: expected 0 or more")
     if args.schedule and args.ratio:
         raise BadInput("--schedule gives the shares of each stage: leave --ratio out")
     languages = args.languages
@@ -253,21 +294,22 @@ def main():
     parser = Parser(__doc__)
     add_options(parser)
     data.add_options(parser)
-    parser.option("--seed", 0, "of the anchor points and the batches", int)
+    parser.option("--seed", 0, "of the batches", int)
     args, _ = parser.parse()
     ratio, languages = resolve(args)
     stages = parse_stages(ratio, languages, args.schedule)
     corpus = data.prepare(args.corpus, args.vocab_size, args.tokenizer)
     enc, V = encoder(corpus), corpus["vocab_size"]
-    table = clone_table(V, languages, corpus["eot"], args.cloned, args.seed)
+    text = data.tokens(corpus, "train")
+    counts = data.count_tokens(text, V)
+    table = clone_table(counts, languages, args.cloned, args.anchor_seed)
 
-    shared = np.count_nonzero(table[-1] == np.arange(V))
-    print(f"\n{V:,} ids a language, {len(np.unique(table)):,} in all; "
-          f"{shared:,} of them shared by all languages\n")
+    shared, share = anchor_points(table, counts)
+    print(f"\n{V:,} ids a language, {len(np.unique(table)):,} in all; {shared:,} of them are "
+          f"anchor points, shared by all languages: {share:.1%} of the running text\n")
     show_sentence(enc.encode_ordinary("The main language helps the other one."), enc, table)
 
     steps, batch_size, context = 200, 64, 128
-    text = data.tokens(corpus, "train")
     batch = make_batches(text, table, stages, context, batch_size, steps, args.seed)
     print(f"\nthe first {steps} batches of {batch_size} sequences, ids shifted back; distance: "
           "total variation between a language's token\ndistribution and EN1's, from 0 (the same) "

@@ -122,6 +122,14 @@ def tokens(manifest, split):
     return np.memmap(path, dtype=manifest["dtype"], mode="r")
 
 
+def count_tokens(ids, vocab_size):
+    """How often each id occurs in a token stream, int64 [V], a piece of it at a time."""
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    for i in range(0, len(ids), 1 << 24):
+        counts += np.bincount(ids[i:i + (1 << 24)], minlength=vocab_size)
+    return counts
+
+
 def file_sha256(path):
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()

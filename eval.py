@@ -255,8 +255,8 @@ def interpolate(points, ppl=None, n=None):
 # a monolingual run may have its own: it is what a monolingual model *can* reach that counts
 TUNED = ("batch_size", "lr", "embedding_std")
 # the corpus counts by its hash, not by its name
-NOT_OF_THE_RECIPE = {"ratio", "languages", "schedule", "cloned", "steps", "seed", "size", "dtype",
-                     "corpus", *TUNED}
+NOT_OF_THE_RECIPE = {"ratio", "languages", "schedule", "cloned", "anchor_seed", "steps", "seed",
+                     "size", "dtype", "corpus", *TUNED}
 
 
 def recipe(config):

@@ -1,10 +1,11 @@
 """The transformer, by hand: from token ids to one loss per sequence.
 
-The decoder-only language model of the paper: pre-LayerNorm, GELU, learned positions, no dropout
-(paper: Model and training). Three things make it fast, and change nothing else: weights stay in
-fp32 and are cast where used, so that activations can be bf16; the loss is taken in chunks, so that
-the logits of all positions never exist at once; attention is written out on a CPU in bf16, where
-scaled_dot_product_attention is slow.
+The decoder-only language model of the paper, block for block (paper: Model and training):
+pre-LayerNorm, tanh GELU, learned positions, no dropout, a bias in every linear layer but the
+output, the input embedding times sqrt(d_model). Three things make it fast, and change nothing
+else: weights stay in fp32 and are cast where used, so that activations can be bf16; the loss is
+taken in chunks, so that the logits of all positions never exist at once; attention is written out
+on a CPU in bf16, where scaled_dot_product_attention is slow.
 
 Shapes: B batch, T context, D width (d_model), H heads, V all ids of all languages.
 """
@@ -22,31 +23,36 @@ from torch import nn
 from data import VOCAB_SIZE
 from lib.cli import BadInput
 
-# A size is a model and the recipe that goes with it. The paper's sizes share all but their shape.
-# mini's attention, 8 heads x 32, is narrower than its residual stream.
+# A size is a model and the recipe that goes with it. What all share is the paper's.
 PAPER = dict(
-    context=512, tied=False, embedding_std=0.02, vocab_size=16384, cloned=1.0,
-    batch_size=128, steps=18265, lr=6e-4, optimizer="adam",
+    context=512, bias=True, embedding_scale=True, embedding_std=0.02, tied=False,
+    vocab_size=16384, cloned=1.0, batch_size=128, steps=18265, lr=6e-4, optimizer="adam",
 )
 SIZES = {
-    # for a laptop: paper/search.md says why it is not a smaller copy of the paper's
+    # for a laptop: the paper's block and no token shared, but smaller in everything, with a higher
+    # learning rate; as many tokens as the default corpus has (paper/search.md)
     "nano": PAPER | dict(
-        n_layer=6, n_head=2, d_head=32, d_model=64,
-        context=128, embedding_std=0.001, vocab_size=VOCAB_SIZE, cloned=0.95,
-        batch_size=32, steps=6000, lr=3e-3,
+        n_layer=6, n_head=4, d_head=32, d_model=128,
+        context=128, vocab_size=VOCAB_SIZE, batch_size=32, steps=2000, lr=2e-3,
     ),
+    # 8 heads x 32: its attention is narrower than its residual stream
     "mini": PAPER | dict(n_layer=4, n_head=8, d_head=32, d_model=512),
     "small": PAPER | dict(n_layer=12, n_head=12, d_head=64, d_model=768),
-    "medium": PAPER | dict(n_layer=24, n_head=16, d_head=64, d_model=1024, batch_size=256),
+    # batches twice as large, so half the steps for the same tokens
+    "medium": PAPER | dict(
+        n_layer=24, n_head=16, d_head=64, d_model=1024, batch_size=256, steps=9132,
+    ),
 }
 
 
 # ------------------------------------------------------------------------------------------------
 # The parts
 
-def linear(x, weight):
-    """x [..., D_in] @ weight.T, in the type of x. weight [D_out, D_in] stays in fp32."""
-    return F.linear(x, weight.to(x.dtype))
+def linear(x, weight, bias=None):
+    """x [..., D_in] @ weight.T + bias, in the type of x; weight [D_out, D_in], bias [D_out]."""
+    if bias is not None:
+        bias = bias.to(x.dtype)
+    return F.linear(x, weight.to(x.dtype), bias)
 
 
 def attention(q, k, v):
@@ -124,26 +130,34 @@ class LayerNorm(nn.Module):
 class Block(nn.Module):
     """One layer: attention moves information between positions, the MLP works on each position.
 
-    Both read the residual stream through a norm, and add what they find to it.
+    Both read the residual stream through a norm, and add what they find to it. The weights are
+    named after what they do: qkv, proj (the attention's output), up and down (the MLP's two).
     """
 
-    def __init__(self, d_model, n_head, d_head):
+    def __init__(self, d_model, n_head, d_head, bias):
         super().__init__()
         self.n_head, self.d_head = n_head, d_head
+        d_attention = n_head * d_head  # d_model, but for mini
         self.norm1, self.norm2 = LayerNorm(d_model), LayerNorm(d_model)
-        self.qkv = nn.Parameter(torch.empty(3 * n_head * d_head, d_model))
-        self.proj = nn.Parameter(torch.empty(d_model, n_head * d_head))
+        self.qkv = nn.Parameter(torch.empty(3 * d_attention, d_model))
+        self.proj = nn.Parameter(torch.empty(d_model, d_attention))
         self.up = nn.Parameter(torch.empty(4 * d_model, d_model))
         self.down = nn.Parameter(torch.empty(d_model, 4 * d_model))
+        for name in ("qkv", "proj", "up", "down"):
+            d_out = len(getattr(self, name))
+            self.register_parameter(
+                f"{name}_bias", nn.Parameter(torch.zeros(d_out)) if bias else None)
 
     def forward(self, x):
         B, T, _ = x.shape
         # [B, T, 3 H d_head] -> q, k, v, each [B, H, T, d_head]
-        qkv = linear(self.norm1(x), self.qkv).view(B, T, 3, self.n_head, self.d_head)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        qkv = linear(self.norm1(x), self.qkv, self.qkv_bias)
+        q, k, v = qkv.view(B, T, 3, self.n_head, self.d_head).permute(2, 0, 3, 1, 4)
         heads = attention(q, k, v).transpose(1, 2).reshape(B, T, -1)  # side by side again
-        x = x + linear(heads, self.proj)
-        return x + linear(F.gelu(linear(self.norm2(x), self.up)), self.down)
+        x = x + linear(heads, self.proj, self.proj_bias)
+
+        hidden = F.gelu(linear(self.norm2(x), self.up, self.up_bias), approximate="tanh")
+        return x + linear(hidden, self.down, self.down_bias)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -153,7 +167,7 @@ class GPT(nn.Module):
     """model(ids [B, T + 1]) -> loss of each sequence [B], in nats per token.
 
     config: a dict with vocab_size (the ids of all languages), context, n_layer, n_head, d_head,
-    d_model, tied, embedding_std. dtype: the type of the activations.
+    d_model, bias, embedding_scale, embedding_std, tied. dtype: the type of the activations.
     """
 
     def __init__(self, config, dtype=torch.float32):
@@ -164,14 +178,15 @@ class GPT(nn.Module):
         self.position = nn.Parameter(torch.empty(config["context"], d_model))
         self.blocks = nn.ModuleList()
         for _ in range(config["n_layer"]):
-            self.blocks.append(Block(d_model, config["n_head"], config["d_head"]))
+            block = Block(d_model, config["n_head"], config["d_head"], config["bias"])
+            self.blocks.append(block)
         self.norm = LayerNorm(d_model)
         if config["tied"]:
             self.unembedding = self.embedding
         else:
             self.unembedding = nn.Parameter(torch.empty(vocab_size, d_model))
 
-        # how every matrix starts; norms start as they are made
+        # how every matrix starts; norms and biases start as they are made
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
                 nn.init.normal_(parameter, std=self.initial_std(name))
@@ -180,9 +195,9 @@ class GPT(nn.Module):
         """The standard deviation that a matrix starts with."""
         if name in ("embedding", "unembedding"):
             return self.config["embedding_std"]
-        if name.endswith(("proj", "down")):
-            # each layer adds two of these to the residual stream: they start smaller, so that its
-            # variance does not grow with depth
+        if name.endswith("down"):
+            # what the MLPs add to the residual stream starts smaller, so that its variance does
+            # not grow with depth. The paper's code does not do so for the attention
             return 0.02 / math.sqrt(2 * self.config["n_layer"])
         return 0.02
 
@@ -191,7 +206,12 @@ class GPT(nn.Module):
 
         n_layer + 1 tensors [B, T, D].
         """
-        x = F.embedding(ids, self.embedding) + self.position[:ids.shape[1]]
+        x = F.embedding(ids, self.embedding)
+        if self.config["embedding_scale"]:
+            # rows of std .02 enter the stream at .02 * sqrt(768) = .55 for the paper's small, and
+            # under Adam, whose steps are all of one size, move that much faster than the rest
+            x = x * math.sqrt(self.config["d_model"])
+        x = x + self.position[:ids.shape[1]]
         stream = [x.to(self.dtype)]
         for block in self.blocks:
             stream.append(block(stream[-1]))

@@ -27,7 +27,10 @@ from model import GPT
 # options that may differ when a run goes on
 NOT_OF_THE_RUN = {"run", "resume", "device", "micro_batch", "compile"}
 # what of a config the model is made from
-MODEL = ("n_layer", "n_head", "d_head", "d_model", "context", "tied", "embedding_std")
+MODEL = ("n_layer", "n_head", "d_head", "d_model", "context", "bias", "embedding_scale",
+         "embedding_std", "tied")
+# raise it whenever the same config would train another model, or read other batches
+VERSION = 2
 
 
 @dataclass
@@ -161,13 +164,21 @@ def lock(folder):
 
 
 def read_config(folder):
-    """The config of a run's folder. Raises BadInput, naming the runs there are, if it is none."""
+    """The config of a run's folder.
+
+    Raises BadInput, naming the runs there are, if it is none; or if an older version made it.
+    """
     try:
-        return SimpleNamespace(**json.loads((folder / "config.json").read_text()))
+        config = SimpleNamespace(**json.loads((folder / "config.json").read_text()))
     except (OSError, ValueError, TypeError):
         there = sorted(path.parent.name for path in Path("runs").glob("*/config.json"))
         raise BadInput(f"{folder} is no run with a config.json; "
                        f"there are: {', '.join(there) or 'none yet'}") from None
+    version = getattr(config, "version", 1)
+    if version != VERSION:
+        raise BadInput(f"{folder} was made by version {version} of the recipe, and this is version "
+                       f"{VERSION}, whose model differs: train it anew, or check out older code")
+    return config
 
 
 def old_folder(name, given):
@@ -204,8 +215,8 @@ def open_corpus(folder, config):
 
 def make_table(config, corpus):
     """The ids of each language of a config [N, V]: clone.clone_table."""
-    return clone.clone_table(config.vocab_size, config.languages, corpus["eot"],
-                             config.cloned, config.seed)
+    counts = data.count_tokens(data.tokens(corpus, "train"), config.vocab_size)
+    return clone.clone_table(counts, config.languages, config.cloned, config.anchor_seed)
 
 
 def make_model(config, device):

@@ -54,8 +54,9 @@ def options():
     by_size("d_model", int, "width of the residual stream")
     by_size("context", int, "T, tokens of a sequence")
     by_size("tied", bool, "whether input and output embeddings are one matrix")
-    by_size("embedding_std", float, "standard deviation of the initial embeddings; where it is "
-            "small, no language starts with a geometry of its own")
+    by_size("bias", bool, "whether linear layers have a bias, all but the output")
+    by_size("embedding_scale", bool, "whether the input embedding is multiplied by sqrt(d_model)")
+    by_size("embedding_std", float, "standard deviation of the initial embeddings")
 
     parser.group("optimisation")
     by_size("steps", int, "optimiser steps")
@@ -65,7 +66,7 @@ def options():
             "adam for the rest)", choices=["adam", "adamw", "muon"])
     by_size("lr", float, "peak learning rate; 200 steps of warm-up (a quarter of the run if "
             "shorter), then cosine to a hundredth")
-    parser.option("--seed", 0, "of the initial weights, the batches and the anchor points", int)
+    parser.option("--seed", 0, "of the initial weights and the batches", int)
 
     parser.group("this machine")
     parser.option("--device", "auto", "cpu, cuda or mps; auto takes the best there is")
@@ -114,7 +115,7 @@ def make_config(args, given):
     config.ratio, config.languages = clone.resolve(args)
     config.schedule = args.schedule
     clone.parse_stages(config.ratio, config.languages, config.schedule)  # raises if they are wrong
-    clone.clone_table(257, 1, 256, config.cloned)
+    config.version = runs.VERSION
     return config
 
 
@@ -322,8 +323,11 @@ def make_batches(run, train_text):
     return batch
 
 
-def begin(run, resume):
-    """Take hold of the run's folder; go on from the last checkpoint, and cut the log back to it."""
+def begin(run, resume, n_windows):
+    """Take hold of the run's folder; go on from the last checkpoint, and cut the log back to it.
+
+    n_windows: of the training text, for the first lines on the screen.
+    """
     if ddp.first():
         run.lock = runs.lock(run.folder)  # held to the end of the process
     if resume:
@@ -333,6 +337,7 @@ def begin(run, resume):
             leftover.unlink()
         runs.trim_log(run.folder, run.step)
         print_headline(run)
+        print_text_use(run.config, n_windows)
 
 
 def print_headline(run):
@@ -345,6 +350,19 @@ def print_headline(run):
           f"{config.vocab_size:,} ids, {config.steps:,} steps of "
           f"{config.batch_size} x {config.context} tokens, {config.optimizer}, {config.dtype} on "
           f"{run.device.type}{processes}{going_on}", flush=True)
+
+
+def print_text_use(config, n_windows):
+    """How often the training text is read, and whether any of it is read in two languages."""
+    epochs = config.steps * config.batch_size / n_windows
+    stages = clone.parse_stages(config.ratio, config.languages, config.schedule)
+    twice = clone.read_in_two_languages(n_windows, stages, config.batch_size, config.steps,
+                                        config.seed)
+    in_two = ""
+    if twice:
+        in_two = (f"; {twice:,} of {n_windows:,} windows are read in two languages, "
+                  "since the schedule changes between their epochs")
+    print(f"{epochs:.2f} epochs of the training text{in_two}", flush=True)
 
 
 def report(run):
@@ -376,7 +394,7 @@ def main():
     run, text = open_run(args, given)
     config, model, device = run.config, run.model, run.device
     batch = make_batches(run, text["train"])
-    begin(run, args.resume)
+    begin(run, args.resume, clone.windows(text["train"], config.context))
     forward = torch.compile(model) if args.compile else model
 
     # the loop: a line of the log every log_every steps, a validation every eval_every

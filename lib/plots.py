@@ -218,11 +218,13 @@ def draw_by_frequency(ax, embeddings):
 
 def draw_gradient_bars(ax, gradient):
     """The mean gradient cosine of two languages, beside that of two texts in one language."""
-    words = {"same": "EN1 and other,\none text",
+    words = {"single": "EN1 and other,\none sequence",
+             "same": "EN1 and other,\none text",
              "other": "EN1 and other,\ntwo texts",
              "within": "one language,\ntwo texts"}
     bars = ax.bar(list(words.values()), [gradient[case] for case in words],
-                  color=[COLOURS[1], COLOURS[5], "0.7"])
+                  color=[COLOURS[4], COLOURS[1], COLOURS[5], "0.7"])
+    ax.tick_params(axis="x", labelsize=9)
     ax.bar_label(bars, fmt="%.2f")
     tidy(ax, ylabel="gradient cosine, mean over blocks",
          title="Do the languages pull the same way?\n"

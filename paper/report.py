@@ -1,8 +1,8 @@
 """The tables and figures of paper/reproduce.py: from the JSON of finished runs to Markdown and PNG.
 
 found, everywhere: {name of a run: [what its JSON holds, one for each seed]}. Every number is the
-mean over seeds ± one standard deviation. In the ten-language runs "EN2" is the mean of the nine
-others. What a figure shows is computed here, and drawn by lib/plots.py.
+mean over all seeds that were run ± one standard deviation. In the ten-language runs "EN2" is one of
+the nine others, as in the paper. What a figure shows is computed here, and drawn by lib/plots.py.
 """
 from collections.abc import Callable
 from functools import partial
@@ -16,13 +16,14 @@ from eval import fit_law, law_points
 from lib import plots
 from lib.cli import write
 from model import SIZES
+from paper import numbers
 
 # what is varied
 RATIOS = (0.99, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)  # EN1's share
 PERCENT = (5, 10, 20, 50, 100, 200)  # tokens of the monolingual runs, of 1x
 LAW_PERCENT = (5, 10, 20, 50, 100)  # those without which there is no monolingual law
 LONGER = (0.5, 1, 2, 3)  # length, times 1x
-ANCHORS = (0, 5, 20, 50, 100)  # anchor points, % of the vocabulary
+ANCHORS = (0, 5, 25, 50, 100)  # anchor points, % of the vocabulary
 
 # the two runs that the paper contrasts, and what they are called in the figures
 MIXES = {"ratio0.9": "90/10", "ratio0.5": "50/50"}
@@ -35,38 +36,14 @@ MEASURES = {
     "retrieval": "retrieval@1",
 }
 
-# what the paper found with 85M parameters and 1.197e9 tokens: of EN1, of EN2
-PAPER_PPL = {
-    "ratio0.9": (22.46, 32.81),
-    "ratio0.7": (23.95, 29.65),
-    "ratio0.6": (24.97, 27.63),
-    "ratio0.5": (26.13, 26.14),
-    "schedule0.9,0.1": (26.53, 24.44),
-    "schedule1,0": (9e10, 31.39),
-    "ratio0.9-3x": (19.03, 22.27),
-    "ratio0.5-3x": (22.17, 22.17),
-}
-PAPER_TEFF = {
-    "ratio0.9": (1.00, 2.08),
-    "ratio0.5": (0.89, 0.89),
-    "schedule0.9,0.1": (0.83, 1.18),
-    "schedule1,0": (0.05, 0.47),
-}
-# the cosine after each of its 12 layers, and the gradient cosine, mean over the blocks
-PAPER_COSINE = {
-    "ratio0.9": [0.86, 0.93, 0.96, 0.96, 0.96, 0.96, 0.96, 0.95, 0.94, 0.90, 0.67, 0.11],
-    "ratio0.5": [0.55, 0.79, 0.83, 0.88, 0.85, 0.83, 0.78, 0.66, 0.56, 0.46, 0.25, -0.21],
-}
-PAPER_GRADIENT = {"ratio0.9": 0.53, "ratio0.5": 0.07}
-
 # ------------------------------------------------------------------------------------------------
 # Numbers of one result, the JSON of one run and seed
 
 def value_of(result, language, key):
-    """A number of eval.json, of EN1 or of the others' mean ("EN2"); None where there is none."""
+    """A number of eval.json, of "EN1", "EN2" or the "others" of EN1, their mean; None for none."""
     languages = result["eval"]["languages"]
-    chosen = languages[:1] if language == "EN1" else languages[1:]
-    values = [numbers.get(key) for numbers in chosen]
+    chosen = {"EN1": languages[:1], "EN2": languages[1:2], "others": languages[1:]}[language]
+    values = [of_language.get(key) for of_language in chosen]
     if not values or None in values:
         return None
     return float(np.mean(values))
@@ -90,14 +67,22 @@ def retrieval(result):
     return layers[(len(layers) - 1) // 2]["retrieval"]["value"]
 
 
-def gradient(result):
-    """Cosine of the two languages' gradients on one text, mean over the tensors of the blocks."""
-    return align.block_mean(result["align"]["gradients"], "same")
+def shared(result):
+    """How much of the vocabulary the languages share, in percent: 0 in the paper's main runs."""
+    return round(100 - 100 * result["config"]["cloned"])
+
+
+def gradient(result, kind="single"):
+    """Cosine of the two languages' gradients, mean over the tensors of the blocks.
+
+    kind: "single", of single sequences, as the paper's; or "same", of one long text.
+    """
+    return align.block_mean(result["align"]["gradients"], kind)
 
 
 def tensor_gradient(result, tensor):
     """The same, of one tensor."""
-    return result["align"]["gradients"][tensor]["same"]
+    return result["align"]["gradients"][tensor]["single"]
 
 
 def layer_measure(result, layer, measure, kind):
@@ -152,47 +137,49 @@ def markdown(head, rows):
     return "\n".join(lines) + "\n"
 
 
-def perplexities(found, names):
+def perplexities(found, names, beside):
     """Tokens, perplexity and token efficiency of each language; how alike they are represented.
 
-    Beside them stand the paper's numbers, where it has one of the runs.
+    Beside them stand the paper's numbers (beside {run: numbers.Numbers}) of the same kind of run:
+    as much of the vocabulary shared, the same mix, the same length in units of 1x.
     """
-    with_paper = any(name in PAPER_PPL for name in names)
-    head = ["run", "language", "tokens, M", "perplexity", "TEff, interpolated", "TEff, law"]
-    if with_paper:
-        head += ["paper: PPL", "paper: TEff"]
-    head += ["retrieval@1, middle layer", "gradient cosine", "seeds"]
+    head = ["run", "shared, % of the vocabulary", "language", "tokens, M", "perplexity",
+            "TEff, interpolated", "TEff, law", "paper: PPL", "paper: TEff",
+            "retrieval@1, middle layer", "gradient cosine, single sequences", "seeds"]
 
     # a row a language; what is of the whole run stands in the first
     rows = []
     for name in names:
-        one_seed = found[name][0]  # its languages, and about as many tokens, are those of all
-        n_languages = one_seed["config"]["languages"]
-        for i, language in enumerate(("EN1", "EN2")[:n_languages]):
-            first = language == "EN1"
-            several = n_languages > 2 and not first
-            row = [
-                name if first else "",
-                "the nine others" if several else language,
-                stat([million_tokens(one_seed, language)]),
+        n_languages = found[name][0]["config"]["languages"]
+        languages = ["EN1", "EN2"][:n_languages]
+        if n_languages > 2:
+            languages.append("others")
+        for language in languages:
+            theirs = ["", ""]
+            if name in beside and language != "others":
+                i = languages.index(language)
+                theirs = [f"{beside[name].ppl[i]:.4g}", f"{beside[name].teff[i]:.2f}"]
+            numbers_of_language = [
+                language if language != "others" else f"mean of the {n_languages - 1} others",
+                stat([million_tokens(found[name][0], language)]),
                 stat(seeds(found, name, value_of, language, "ppl")),
                 stat(seeds(found, name, value_of, language, "teff_interpolated")),
                 stat(seeds(found, name, value_of, language, "teff")),
+                *theirs,
             ]
-            if with_paper:
-                row.append(f"{PAPER_PPL[name][i]:.4g}" if name in PAPER_PPL else "")
-                row.append(f"{PAPER_TEFF[name][i]:.4g}" if name in PAPER_TEFF else "")
-            if first and "align" in one_seed:  # a monolingual run has nothing to align
-                row.append(stat(seeds(found, name, retrieval)))
-                row.append(stat(seeds(found, name, gradient)))
-            else:
-                row += ["", ""]
-            row.append(len(found[name]) if first else "")
-            rows.append(row)
+            if language != "EN1":
+                rows.append(["", "", *numbers_of_language, "", "", ""])
+                continue
+            alike = ["", ""]
+            if "align" in found[name][0]:
+                alike = [stat(seeds(found, name, retrieval), ".3f"),
+                         stat(seeds(found, name, gradient))]
+            of_vocabulary = shared(found[name][0]) if n_languages > 1 else ""
+            rows.append([name, of_vocabulary, *numbers_of_language, *alike, len(found[name])])
     return markdown(head, rows)
 
 
-def costs(found, names):
+def costs(found, names, beside):
     """EN1's perplexity, and that of a monolingual model: of the same EN1 tokens, of all tokens."""
     head = ["run", "EN1 tokens, M", "EN1 perplexity", "monolingual, the same EN1 tokens",
             "cost to EN1", "monolingual, all the run's tokens", "what EN2 gets: TEff"]
@@ -210,9 +197,8 @@ def costs(found, names):
     return markdown(head, rows)
 
 
-def alignments(found, names):
+def alignments(found, names, beside):
     """Each measure by layer, with its floor; then what is one number a run."""
-    # a column for each measure of each run
     head = ["layer"]
     for words in MEASURES.values():
         head += [f"{words}, {name}" for name in names]
@@ -227,37 +213,45 @@ def alignments(found, names):
                 row.append(f"{stat(values)} ({np.mean(floors):.2f})")
         rows.append(row)
 
-    # below the table, each run in words
-    gradients, cosines, gaps = [], [], []
+    raw, gradients, gaps = [], [], []
     for name in names:
-        ours = stat(seeds(found, name, gradient))
-        gradients.append(f"{name} {ours} (paper: {PAPER_GRADIENT[name]})")
-        theirs = " ".join(f"{cosine:.2f}" for cosine in PAPER_COSINE[name])
-        cosines.append(f"{name} {theirs}")
-        gaps.append(f"{name} {stat(seeds(found, name, switch_gap), '.3f')}")
-    paragraphs = [
+        theirs = " ".join(f"{cosine:.2f}" for cosine in numbers.COSINE[name])
+        raw.append(f"- {name}: {theirs}")
+        single = stat(seeds(found, name, gradient))
+        same = stat(seeds(found, name, gradient, "same"))
+        gradients.append(f"- {name}: {single} of single sequences "
+                         f"(paper: {numbers.GRADIENT[name]}); {same} of one long text")
+        gaps.append(f"- {name}: {stat(seeds(found, name, switch_gap), '.3f')}")
+    return "\n".join([
         markdown(head, rows),
         "In brackets the floor: shuffled pairs. Layer 0 is the embedding.\n",
-        "Gradient cosine of the two languages on one text, mean over the tensors of the blocks: "
-        f"{'; '.join(gradients)}.\n",
-        f"The paper's cosine, layers 1 to 12: {'; '.join(cosines)}.\n",
-        "Code-switch gap within EN2 after a first half in EN1, nats "
-        f"(0: all context carries across): {'; '.join(gaps)}.\n",
-    ]
-    return "\n".join(paragraphs)
+        "The paper's raw cosine after each of its 12 layers; \"cosine\" above is raw too:\n",
+        *raw,
+        "\nGradient cosine of the two languages, mean over the tensors of the blocks:\n",
+        *gradients,
+        "\nCode-switch gap within EN2 after a first half in EN1, in nats; 0 means that all context "
+        "carries across:\n",
+        *gaps,
+        "",
+    ])
 
 
-def similarities(found, names):
-    """Cosine of a token's embedding and its clone's, by ratio."""
+def similarities(found, names, beside):
+    """Cosine of a token's embedding and its clone's, by ratio, beside that of all pairs.
+
+    The paper has "input" and "output"; a tied matrix stands beside neither.
+    """
     head = ["run"]
     for side in sides(found, names):
-        head += [f"{side} embedding", f"{side} embedding, shuffled"]
+        head += [f"{side} embedding", "shuffled", "all pairs", f"paper: {side}"]
     rows = []
     for name in names:
         row = [name]
         for side in sides(found, names):
-            for kind in ("value", "floor"):
+            for kind in ("value", "floor", "all_pairs"):
                 row.append(stat(seeds(found, name, embedding_cosine, side, kind), ".3f"))
+            ratio = float(name.removeprefix("ratio"))
+            row.append(numbers.EMBEDDING.get(side, {}).get(ratio, ""))
         rows.append(row)
     return markdown(head, rows)
 
@@ -278,8 +272,6 @@ def sides(found, names):
 def draw_ratio(path, found):
     """The ratio sweep, of those of its runs that are there."""
     ratios, names = sweep(found)
-
-    # how well each language was learned
     languages = {}
     for i, language in enumerate(("EN1", "EN2")):
         languages[language] = {
@@ -287,16 +279,23 @@ def draw_ratio(path, found):
             "ppl": [seeds(found, name, value_of, language, "ppl") for name in names],
             "teff": [seeds(found, name, value_of, language, "teff_interpolated")
                      for name in names],
-            "paper": {0.9: PAPER_TEFF["ratio0.9"][i], 0.5: PAPER_TEFF["ratio0.5"][i]},
+            "paper": paper_sweep(i),
         }
-
-    # and how alike the two are
     alike = {
         "retrieval@1, middle layer": [seeds(found, name, retrieval) for name in names],
         "gradient cosine": [seeds(found, name, gradient) for name in names],
     }
     mono, law = monolingual(found)
     plots.ratio_sweep(path, ratios, languages, mono, law, alike)
+
+
+def paper_sweep(i):
+    """{EN1's share: TEff of EN1 (i = 0) or EN2 (i = 1)} in the paper's ratio sweep, of small."""
+    teff = {}
+    for ratio in RATIOS:
+        if f"ratio{ratio}" in numbers.SMALL:
+            teff[ratio] = numbers.SMALL[f"ratio{ratio}"].teff[i]
+    return teff
 
 
 def sweep(found):
@@ -310,7 +309,6 @@ def monolingual(found):
 
     The law comes as a curve: its millions of tokens, its perplexities.
     """
-    # of several settings with the same number of tokens, law_points takes the best
     results = []
     for percent in PERCENT:
         for result in found.get(f"mono{percent}", ()):
@@ -321,7 +319,6 @@ def monolingual(found):
     for n in sorted({n for n, _ in points}):
         runs[n / 1e6] = [ppl for tokens, ppl in points if tokens == n]
 
-    # the curve reaches a little beyond the runs that it was fitted to
     law = fit_law([n for n, _ in points], [ppl for _, ppl in points], n_bootstrap=0)
     tokens = np.geomspace(law.smallest * 0.8, law.largest * 1.2, 200)
     return runs, (tokens / 1e6, [law.ppl(n) for n in tokens])
@@ -331,15 +328,12 @@ def draw_alignment(path, found):
     """Alignment of the 90/10 and the 50/50 runs."""
     mixes = {}
     for name, mix in MIXES.items():
-        # [n_layers] lists of seeds for each measure, and for its floor
         layers = {}
         for measure in MEASURES:
             layers[measure] = {}
             for kind in ("value", "floor"):
                 layers[measure][kind] = [seeds(found, name, layer_measure, layer, measure, kind)
                                          for layer in range(n_layers(found, name))]
-
-        # a heat map has room for one number a tensor: the mean over seeds
         gradients = {}
         for tensor in found[name][0]["align"]["gradients"]:
             gradients[tensor] = np.mean(seeds(found, name, tensor_gradient, tensor))
@@ -348,8 +342,8 @@ def draw_alignment(path, found):
             "gradients": gradients,
             "gradient": seeds(found, name, gradient),
             "switch_gap": seeds(found, name, switch_gap),
-            "paper_cosine": PAPER_COSINE[name],
-            "paper_gradient": PAPER_GRADIENT[name],
+            "paper_cosine": numbers.COSINE[name],
+            "paper_gradient": numbers.GRADIENT[name],
         }
     plots.alignment_of_mixes(path, mixes)
 
@@ -357,18 +351,18 @@ def draw_alignment(path, found):
 def draw_embeddings(path, found):
     """A token's embedding and its clone's: by ratio, and of the two mixes by frequency."""
     ratios, names = sweep(found)
-    numbers = {}
+    by_side = {}
     for side in sides(found, names):
         by_frequency = {}
         for name, mix in MIXES.items():
             if name in found:
                 by_frequency[mix] = bins_of(found, name, side)
-        numbers[side] = {
+        by_side[side] = {
             "value": [seeds(found, name, embedding_cosine, side, "value") for name in names],
             "floor": [seeds(found, name, embedding_cosine, side, "floor") for name in names],
             "by_frequency": by_frequency,
         }
-    plots.embeddings(path, [1 - ratio for ratio in ratios], numbers)
+    plots.embeddings(path, [1 - ratio for ratio in ratios], by_side)
 
 
 def bins_of(found, name, side):
@@ -387,19 +381,17 @@ def draw_against(path, found, groups, xlabel):
     mixes = {}
     for name, mix in MIXES.items():
         names = list(groups[name].values())
-        ppl, teff = {}, {}
-        for language in ("EN1", "EN2"):
-            ppl[language] = [seeds(found, run, value_of, language, "ppl") for run in names]
-            teff[language] = [seeds(found, run, value_of, language, "teff_interpolated")
-                              for run in names]
         mixes[mix] = {
             "x": list(groups[name]),
-            "ppl": ppl,
-            "teff": teff,
+            "ppl": {},
+            "teff": {},
             "retrieval": [seeds(found, run, retrieval) for run in names],
         }
-
-    # a tick where 50/50 has a run: 90/10 has one there too, but for that with all anchor points
+        for language in ("EN1", "EN2"):
+            mixes[mix]["ppl"][language] = [
+                seeds(found, run, value_of, language, "ppl") for run in names]
+            mixes[mix]["teff"][language] = [
+                seeds(found, run, value_of, language, "teff_interpolated") for run in names]
     ticks = [x for x, run in groups["ratio0.5"].items() if run in found]
     plots.against(path, xlabel, ticks, mixes)
 
@@ -453,7 +445,7 @@ class Table(NamedTuple):
     title: str
     runs: list  # that it shows
     needs: list  # other runs that it is made from
-    text: Callable = perplexities  # (found, names) -> Markdown
+    text: Callable = perplexities  # (found, names, beside) -> Markdown
     draw: Callable | None = None  # (path, found) writes the figure
 
 
@@ -520,17 +512,17 @@ def write_report(out, scale, found, changed):
         "TEff: against the monolingual runs of all seeds, interpolated between the two "
         "neighbouring ones,\n"
         "and by the law 1/PPL = c - a n^-b fitted to all of them;\n"
-        "\"-\" where a perplexity or a number of tokens lies outside theirs.\n",
+        "\"-\" where a perplexity or a number of tokens lies outside theirs.\n"
+        "The paper's numbers are of its own vocabulary: compare token efficiencies.\n"
+        "Beside nano stand those of its small, of 85M parameters and 1.197e9 tokens.\n",
     ]
-
-    # a section a table, also of those that have no runs yet
     for name, table in tables(scale).items():
-        parts += section(out, name, table, found, changed)
+        parts += section(out, name, table, found, changed, numbers.BESIDE[scale])
     with write(out / "README.md") as f:
         f.write("\n".join(parts).encode())
 
 
-def section(out, name, table, found, changed):
+def section(out, name, table, found, changed, beside):
     """The Markdown of one table, as a list of parts, and its figure, if it is due."""
     needed = table.runs + table.needs
     shown = [run for run in table.runs if run in found]
@@ -544,9 +536,8 @@ def section(out, name, table, found, changed):
     enough = len(shown) >= min(3, len(table.runs))
     if not enough or any(run not in found for run in table.needs):
         return parts
-    parts.append(table.text(found, shown))
+    parts.append(table.text(found, shown, beside))
 
-    # drawing takes a second or two: only what the new run changes
     if table.draw:
         path = out / f"{name}.png"
         if changed is None or changed in needed or not path.exists():

@@ -8,6 +8,7 @@ from lib.cli import BadInput
 
 V = 1 << 16
 TEXT = np.arange(10_000, dtype=np.uint16)  # every id tells its place in the text
+ANCHOR_1 = 4  # a seed that draws token 1 of 5 as the anchor point
 
 
 def two(share):
@@ -18,7 +19,7 @@ def two(share):
 def batches(stages=None, context=15, batch_size=8, steps=400, seed=0, text=TEXT, **processes):
     """clone.make_batches, of two languages at 90/10 unless told otherwise."""
     stages = two(0.9) if stages is None else stages
-    table = clone.clone_table(V, stages.shape[1], V - 1)
+    table = clone.clone_table(np.ones(V), stages.shape[1])
     return clone.make_batches(text, table, stages, context, batch_size, steps, seed, **processes)
 
 
@@ -31,28 +32,27 @@ def languages(batch, steps):
 # The languages: how much of each, and the ids of their tokens
 
 def test_every_language_decodes_to_the_same_text():
-    table = clone.clone_table(100, 4, eot=99)
+    table = clone.clone_table(np.ones(100), 4)
     ids = np.random.default_rng(0).integers(0, 100, 1000)
     for lang in range(4):
         assert (table[lang, ids] % 100 == ids).all()
-        assert (table[lang, ids[ids != 99]] // 100 == lang).all()
-    assert (table[:, 99] == 99).all()  # end-of-text is never cloned
+        assert (table[lang, ids] // 100 == lang).all()  # end-of-text, the last id, too
+    assert len(np.unique(table)) == 400  # no token in common
 
 
 def test_the_table_of_the_docstring():
-    # seed 3 is one that draws token 1 as the anchor point
-    table = clone.clone_table(5, 3, eot=4, cloned=0.75, seed=3)
+    table = clone.clone_table(np.ones(5), 3, cloned=0.8, seed=ANCHOR_1)
     assert table.tolist() == [
         [0, 1, 2, 3, 4],
-        [5, 1, 7, 8, 4],
-        [10, 1, 12, 13, 4],
+        [5, 1, 7, 8, 9],
+        [10, 1, 12, 13, 14],
     ]
 
 
 def cloned_tokens(fraction, seed):
-    table = clone.clone_table(1001, 3, eot=1000, cloned=fraction, seed=seed)
-    cloned = table[2] != np.arange(1001)
-    assert (cloned == (table[1] != np.arange(1001))).all()
+    table = clone.clone_table(np.ones(1000), 3, cloned=fraction, seed=seed)
+    cloned = table[2] != np.arange(1000)
+    assert (cloned == (table[1] != np.arange(1000))).all()
     return set(np.flatnonzero(cloned))
 
 
@@ -63,11 +63,24 @@ def test_anchor_points_are_shared_and_nested():
     assert clones[1] != cloned_tokens(0.2, seed=6)
 
 
+def test_a_token_that_never_occurs_is_no_anchor_point():
+    counts = np.zeros(300, dtype=int)
+    counts[100:200] = np.arange(1, 101)
+    for fraction in (0, 0.5, 0.9):
+        table = clone.clone_table(counts, 2, fraction)
+        anchors = np.flatnonzero(table[0] == table[1])
+        assert len(anchors) == round(100 * (1 - fraction))
+        assert (counts[anchors] > 0).all()
+        assert clone.anchor_points(table, counts) == (
+            len(anchors), pytest.approx(sum(anchors - 99) / 5050))
+    assert clone.anchor_points(clone.clone_table(counts, 1), counts) == (0, 0)
+
+
 def test_where_two_languages_differ():
-    table = clone.clone_table(5, 3, eot=4, cloned=0.75, seed=3)
+    table = clone.clone_table(np.ones(5), 3, cloned=0.8, seed=ANCHOR_1)
     base = np.array([[0, 1, 4], [3, 2, 1]])
     cloned = clone.cloned_positions(base, table[0], table[2])
-    assert cloned.tolist() == [[True, False, False], [True, True, False]]
+    assert cloned.tolist() == [[True, False, True], [True, True, False]]
     # of a language and itself no id differs: then all positions count
     assert clone.cloned_positions(base, table[1], table[1]).all()
 
@@ -103,7 +116,8 @@ def test_shares_that_are_none(ratio, languages):
     (None, 1, ("1.0", 1)),
 ])
 def test_what_the_command_line_leaves_out(ratio, languages, expected):
-    args = SimpleNamespace(ratio=ratio, languages=languages, schedule=None)
+    args = SimpleNamespace(ratio=ratio, languages=languages, schedule=None, cloned=None,
+                           anchor_seed=0)
     assert clone.resolve(args) == expected
 
 
@@ -132,18 +146,14 @@ def test_another_seed_has_another_text_and_other_languages():
     assert 0.4 < same.mean() < 0.6  # as of two coins
 
 
-def test_an_epoch_visits_every_window_once_and_the_next_starts_elsewhere():
+def test_an_epoch_visits_every_window_once_and_the_next_in_another_order():
     n, width, batch = clone.windows(TEXT, 15), 16, batches()
     ids = np.concatenate([batch(step)[0] for step in range(3 * n // 8)]) % V
     assert (np.diff(ids, axis=1) == 1).all()  # running text
-    offsets = []
     for epoch in range(2):
         starts = np.sort(ids[epoch * n:(epoch + 1) * n, 0])
-        assert (np.diff(starts) == width).all()  # side by side: no overlap, no gap
-        offsets.append(starts[0])
-    assert offsets[0] != offsets[1]
-    assert max(offsets) < width
-    assert (ids[:n, 0] // width != ids[n:2 * n, 0] // width).mean() > 0.9  # and another order
+        assert (starts == width * np.arange(n)).all()  # side by side: no overlap, no gap
+    assert (ids[:n, 0] != ids[n:2 * n, 0]).mean() > 0.9
 
 
 def test_the_order_of_the_windows_is_shuffled():
@@ -170,9 +180,10 @@ def test_processes_share_out_the_batch_of_one():
 
 
 def test_too_small_a_text():
-    with pytest.raises(BadInput, match="--context=15 needs 31 tokens"):
-        clone.windows(TEXT[:30], 15)
+    with pytest.raises(BadInput, match="--context=15 needs 16 tokens"):
+        clone.windows(TEXT[:15], 15)
     assert clone.windows(TEXT[:31], 15) == 1
+    assert clone.windows(TEXT[:32], 15) == 2
 
 
 def test_consecutive_windows_have_every_token_as_a_target_once():
@@ -196,16 +207,48 @@ def test_another_ratio_sees_the_same_text_in_the_same_order():
 
 
 def test_where_every_token_is_an_anchor_point_all_mixes_are_one_run():
-    shared = clone.clone_table(V, 2, V - 1, cloned=0)
+    shared = clone.clone_table(np.ones(V), 2, cloned=0)
     nine, five = (clone.make_batches(TEXT, shared, two(share), 15, 8, 400, 0)
                   for share in (0.9, 0.5))
     assert (nine(7)[0] == five(7)[0]).all()
 
 
+def windows_read_in(batch, steps):
+    """{window: the languages that it is read in} over a range of steps."""
+    read = {}
+    for step in steps:
+        for ids, lang in zip(*batch(step)):
+            read.setdefault(ids[0] % V // 16, set()).add(lang)
+    return read
+
+
+@pytest.mark.parametrize("share", [0.9, 0.5])
+def test_no_text_is_read_in_two_languages_whatever_the_number_of_epochs(share):
+    n = clone.windows(TEXT, 15)
+    steps = 3 * n // 8 + 1  # three epochs
+    read = windows_read_in(batches(two(share), steps=steps), range(steps))
+    assert len(read) == n
+    assert all(len(langs) == 1 for langs in read.values())
+    assert clone.read_in_two_languages(n, two(share), 8, steps, seed=0) == 0
+    rare = sum(langs == {1} for langs in read.values()) / n
+    assert rare == pytest.approx(1 - share, abs=0.06)
+
+
+def test_windows_that_a_schedule_reads_in_two_languages_are_counted():
+    n, stages = clone.windows(TEXT, 15), np.array([[0.9, 0.1], [0.1, 0.9]])
+    for steps in (n // 8, n // 6, 3 * n // 8):  # one epoch, a part of a second, three
+        read = windows_read_in(batches(stages, steps=steps), range(steps))
+        counted = clone.read_in_two_languages(n, stages, 8, steps, seed=0)
+        assert counted == sum(len(langs) == 2 for langs in read.values())
+    assert counted == pytest.approx(0.8 * n, abs=0.06 * n)  # those with .1 < u < .9
+
+
 def test_shares_and_stages_hold_in_the_long_run():
+    # a text of 5,000 windows, so that the shares of one draw a window are close to those asked for
+    text = np.arange(80_000) % V
     stages = np.array([[0.7, 0.2, 0.1], [0.0, 0.5, 0.5]])
-    batch = batches(stages, steps=4000)
-    for stage, steps in enumerate((range(2000), range(2000, 4000))):
+    batch = batches(stages, steps=1250, text=text)
+    for stage, steps in enumerate((range(625), range(625, 1250))):
         lang = languages(batch, steps).ravel()
         share = np.bincount(lang, minlength=3) / len(lang)
         assert np.abs(share - stages[stage]).max() < 4 * np.sqrt(0.25 / len(lang)), share
@@ -230,7 +273,7 @@ def test_the_language_is_drawn_for_each_sequence_by_itself():
 
 
 def test_a_sequence_is_in_one_language_from_end_to_end():
-    zeros, table = np.zeros(20_000, np.uint16), clone.clone_table(50, 2, 49)
+    zeros, table = np.zeros(20_000, np.uint16), clone.clone_table(np.ones(50), 29)
     batch = clone.make_batches(zeros, table, two(0.5), 9, 64, 400, seed=0)
     ids, lang = batch(0)
     assert (ids == 50 * lang[:, None]).all()
@@ -240,7 +283,7 @@ def test_a_sequence_is_in_one_language_from_end_to_end():
 def test_the_language_says_nothing_about_the_text():
     size = 51  # ids of a language
     text = np.random.default_rng(0).zipf(1.5, 400_000).clip(max=size - 1) - 1
-    table = clone.clone_table(size, 2, eot=size - 1)
+    table = clone.clone_table(np.ones(size), 2)
     batch = clone.make_batches(text.astype(np.uint16), table, two(0.5), 63, 64, 90, seed=0)
     counts = np.zeros((2, size))
     for step in range(90):

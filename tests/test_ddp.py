@@ -21,7 +21,8 @@ def example():
     """(model, ids [8, 17]), the same whenever it is called."""
     torch.manual_seed(0)
     model = GPT(dict(vocab_size=60, context=16, n_layer=2, n_head=2, d_head=8, d_model=16,
-                     tied=False, embedding_std=0.5))
+                     tied=False, embedding_std=0.5, bias=True,
+                     embedding_scale=True))
     return model, torch.randint(60, (8, 17))
 
 

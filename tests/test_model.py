@@ -10,7 +10,7 @@ from model import GPT, SIZES, ChunkedCrossEntropy, attention
 
 TINY = dict(
     vocab_size=60, context=16, n_layer=3, n_head=2, d_head=8, d_model=24,
-    tied=False, embedding_std=0.02,
+    tied=False, embedding_std=0.02, bias=True, embedding_scale=True,
 )
 
 
@@ -148,13 +148,74 @@ def test_a_model_learns_what_can_be_learned():
     assert model(ids).max() < 0.3 < math.log(4)  # the first token alone tells which row
 
 
-def test_sizes_are_the_papers():
+@pytest.mark.parametrize("size, layers, width, attention, ids, context", [
+    ("nano", 6, 128, 4 * 32, 512, 128),
+    ("mini", 4, 512, 8 * 32, 16384, 512),  # its attention is narrower than its residual stream
+    ("small", 12, 768, 12 * 64, 16384, 512),
+    ("medium", 24, 1024, 16 * 64, 16384, 512),
+])
+def test_every_parameter_of_a_size_is_counted(size, layers, width, attention, ids, context):
     with torch.device("meta"):
-        small = GPT(SIZES["small"] | {"vocab_size": 2 * SIZES["small"]["vocab_size"]})
-        mini = GPT(SIZES["mini"])
-    assert abs(sum(p.numel() for p in small.blocks.parameters()) - 85e6) < 0.5e6
-    assert mini.blocks[0].qkv.shape == (3 * 8 * 32, 512)  # narrower than the residual stream
-    assert small.unembedding is not small.embedding
+        model = GPT(SIZES[size] | {"vocab_size": 2 * SIZES[size]["vocab_size"]})
+    norm = 2 * width
+    attends = 3 * (width * attention + attention) + attention * width + width
+    mlp = width * 4 * width + 4 * width + 4 * width * width + width
+    block = 2 * norm + attends + mlp
+    embeddings = 2 * ids * width  # of two languages
+    expected = context * width + layers * block + norm + 2 * embeddings  # no bias in the output
+    assert sum(p.numel() for p in model.parameters()) == expected
+    if size == "small":
+        assert layers * block == 85_054_464  # "85M without embeddings"
+
+
+def test_a_forward_pass_is_that_of_the_papers_block_written_out():
+    """Number by number, in the words of the paper's settings, with no line of model.py."""
+    model, ids = make(), torch.randint(60, (2, 17))
+    p = {name: value.detach().double() for name, value in model.named_parameters()}
+
+    def norm(x, weight, bias):
+        x = x - x.mean(-1, keepdim=True)
+        return x / (x.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * weight + bias
+
+    def tanh_gelu(x):
+        return x / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+    x = p["embedding"][ids[:, :-1]] * math.sqrt(24) + p["position"]
+    for layer in range(3):
+        w = {name.removeprefix(f"blocks.{layer}."): value for name, value in p.items()
+             if name.startswith(f"blocks.{layer}.")}
+        h = norm(x, w["norm1.weight"], w["norm1.bias"])
+        q, k, v = (h @ w["qkv"].T + w["qkv_bias"]).chunk(3, -1)
+        heads = []
+        for head in (slice(0, 8), slice(8, 16)):
+            scores = q[..., head] @ k[..., head].transpose(1, 2) / math.sqrt(8)
+            scores = scores.masked_fill(torch.ones(16, 16).triu(1).bool(), -math.inf)
+            heads.append(scores.softmax(-1) @ v[..., head])
+        x = x + torch.cat(heads, -1) @ w["proj"].T + w["proj_bias"]
+        h = norm(x, w["norm2.weight"], w["norm2.bias"])
+        x = x + tanh_gelu(h @ w["up"].T + w["up_bias"]) @ w["down"].T + w["down_bias"]
+
+    logits = norm(x, p["norm.weight"], p["norm.bias"]) @ p["unembedding"].T
+    right = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+    torch.testing.assert_close(model.token_losses(ids).double(), -right, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("change", ["bias", "embedding_scale"])
+def test_what_is_the_papers_can_be_taken_away(change):
+    model, plain = make(), make(**{change: False})
+    ids = torch.randint(60, (2, 17))
+    if change == "bias":
+        assert not any(name.endswith("_bias") for name, _ in plain.named_parameters())
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                if name.endswith("_bias"):
+                    p.zero_()
+    plain.load_state_dict(model.state_dict() if change != "bias" else {
+        name: p for name, p in model.state_dict().items() if not name.endswith("_bias")})
+    if change == "embedding_scale":
+        with torch.no_grad():
+            plain.embedding.mul_(math.sqrt(24))
+    torch.testing.assert_close(plain(ids), model(ids))
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -167,7 +228,7 @@ def test_every_matrix_starts_at_its_own_scale(tied):
     for name in std:
         if name.endswith("embedding"):
             expected[name] = 0.003
-        elif name.endswith(("proj", "down")):
+        elif name.endswith("down"):  # and not the attention's output
             expected[name] = 0.02 / math.sqrt(6)  # 2 x 3 layers
         else:
             expected[name] = 0.02

@@ -69,7 +69,7 @@ def summary(n_layer=2, value=0.5):
     """What align.summary returns."""
     entry = {"value": value, "floor": value / 4, "above": True}
     bins = [{"tokens_per_million": 10.0**i, "cosine": value, "floor": 0.1} for i in range(4)]
-    kinds = {"same": value, "other": value / 2, "within": 2 * value}
+    kinds = {"single": value, "same": value, "other": value / 2, "within": 2 * value}
     return {
         "layers": [{measure: entry for measure in plots.MEASURES} for _ in range(n_layer + 1)],
         "gradients": {f"blocks.{i}.{parameter}": kinds

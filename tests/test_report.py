@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 import align
+import runs
 from model import SIZES
-from paper import report, reproduce
+from paper import numbers, report, reproduce
 
 
 def planted_law(n):
@@ -37,6 +38,7 @@ def plant(out, scale, names, seeds, teff=no_transfer, jitter=0.0):
 
 def planted_config(scale, options):
     config = SIZES[scale] | {"languages": options.get("languages", 2)} | options
+    config["version"] = runs.VERSION
     if "ratio" in options:
         config["ratio"] = str(options["ratio"])  # as on the command line
     return config
@@ -78,17 +80,20 @@ def planted_align(n_layer, seed):
 
     kinds = ["norm1.weight", "norm1.bias", "q", "k", "v", "proj",
              "norm2.weight", "norm2.bias", "up", "down"]
-    gradients = {"embedding": {"same": 0.9, "other": 0.9, "within": 0.9}}
+    gradients = {"embedding": {"single": 0.9, "same": 0.9, "other": 0.9, "within": 0.9}}
     for i in range(n_layer):
         for kind in kinds:
             same = 0.3 + (0.1 if kind == "q" else -0.1 if kind == "k" else 0)
-            gradients[f"blocks.{i}.{kind}"] = {"same": same, "other": 0.2, "within": 0.8}
+            gradients[f"blocks.{i}.{kind}"] = {
+                "single": same - 0.1, "same": same, "other": 0.2, "within": 0.8}
+        # of the linear layers' biases, that of k is noise
+        gradients[f"blocks.{i}.k_bias"] = {"single": -1, "same": -1, "other": -1, "within": -1}
 
     embeddings = {}
     for side, value in (("input", 0.2), ("output", 0.6)):
         bins = [{"tokens_per_million": 10.0**i, "cosine": value * i / 2, "floor": 0.01 * i}
                 for i in range(4)]
-        embeddings[side] = entry(value) | {"by_frequency": bins}
+        embeddings[side] = entry(value) | {"all_pairs": value / 2, "by_frequency": bins}
     return {"layers": layers, "gradients": gradients, "embeddings": embeddings}
 
 
@@ -129,25 +134,25 @@ def test_planted_efficiency_comes_out_in_the_tables(tmp_path):
 
     plant(tmp_path, "nano", reproduce.grid("nano"), seeds=3, teff=teff, jitter=1e-5)
     found = found_in(tmp_path)
-    text = report.perplexities(found, ["ratio0.9", "ratio0.5", "mono100"])
+    text = report.perplexities(found, ["ratio0.9", "ratio0.5", "mono100"], numbers.SMALL)
     one, two = rows(text, "ratio0.9")
-    by_law = [mean(one[5]), mean(two[5])]
+    by_law = [mean(one[6]), mean(two[6])]
     assert by_law == [pytest.approx(1, abs=0.01), pytest.approx(2, abs=0.02)]
-    interpolated = [mean(one[4]), mean(two[4])]  # between few points
+    interpolated = [mean(one[5]), mean(two[5])]  # between few points
     assert interpolated == [pytest.approx(1, abs=0.05), pytest.approx(2, abs=0.1)]
-    assert [row[1] for row in (one, two)] == ["EN1", "EN2"]
-    assert mean(one[2]) == pytest.approx(0.9 * 24.576, abs=0.005)  # million tokens, of 1x
-    assert mean(two[2]) == pytest.approx(0.1 * 24.576, abs=0.005)
-    assert "±" in one[3]
+    assert [row[1:3] for row in (one, two)] == [["0", "EN1"], ["", "EN2"]]
+    assert mean(one[3]) == pytest.approx(0.9 * 8.192, abs=0.005)  # million tokens, of 1x
+    assert mean(two[3]) == pytest.approx(0.1 * 8.192, abs=0.005)
+    assert "±" in one[4]
 
     # the paper's numbers; how alike in the middle layer, not in another; the blocks' gradients
-    assert one[6:8] == ["22.46", "1"] and two[6:8] == ["32.81", "2.08"]
-    assert one[8] == "0.52 ± 0.02" and one[9] == "0.30 ± 0.00"
-    assert one[-1] == "3" and two[8:] == ["", "", ""]
-    assert [mean(row[5]) for row in rows(text, "ratio0.5")] == pytest.approx([0.9] * 2, abs=0.01)
+    assert one[7:9] == ["22.46", "1.00"] and two[7:9] == ["32.81", "2.08"]
+    assert one[9] == "0.520 ± 0.020" and one[10] == "0.20 ± 0.00"
+    assert one[-1] == "3" and two[9:] == ["", "", ""]
+    assert [mean(row[6]) for row in rows(text, "ratio0.5")] == pytest.approx([0.9] * 2, abs=0.01)
 
     # TEff 1: no cost, but for the curve between two points
-    costs = report.costs(found, ["ratio0.9", "ratio0.5"])
+    costs = report.costs(found, ["ratio0.9", "ratio0.5"], numbers.SMALL)
     assert rows(costs, "ratio0.9")[0][4].startswith(("+0.", "-0."))
     costly = rows(costs, "ratio0.5")[0]
     n = found["ratio0.5"][0]["eval"]["languages"][0]["tokens_seen"]
@@ -157,7 +162,7 @@ def test_planted_efficiency_comes_out_in_the_tables(tmp_path):
     assert mean(costly[6]) == pytest.approx(0.9, abs=0.05)
 
 
-def test_en2_of_ten_languages_is_the_mean_of_the_nine_others(tmp_path):
+def test_en2_of_ten_languages_is_one_of_the_nine_with_their_mean_beside_it(tmp_path):
     def teff(name, language):
         return 0.5 + language**2  # each of its own; the mean is near none of them
 
@@ -166,18 +171,23 @@ def test_en2_of_ten_languages_is_the_mean_of_the_nine_others(tmp_path):
     languages = found["ten-hub"][0]["eval"]["languages"]
     others = [language["ppl"] for language in languages[1:]]
     assert len(others) == 9
-    hub, nine = rows(report.perplexities(found, ["ten-hub"]), "ten-hub")
-    assert hub[0] == "ten-hub" and mean(hub[3]) == pytest.approx(languages[0]["ppl"], abs=0.01)
-    assert nine[1] == "the nine others"
-    assert mean(nine[3]) == pytest.approx(np.mean(others), abs=0.01)
+    text = report.perplexities(found, ["ten-hub"], numbers.SMALL)
+    hub, second = rows(text, "ten-hub")
+    assert hub[0] == "ten-hub" and mean(hub[4]) == pytest.approx(languages[0]["ppl"], abs=0.01)
+    assert second[2] == "EN2" and mean(second[4]) == pytest.approx(others[0], abs=0.01)
+    assert [row[7:9] for row in (hub, second)] == [["24.57", "1.15"], ["33.41", "3.56"]]
+    nine = [cell.strip() for cell in text.splitlines()[-1].split("|")[1:-1]]
+    assert nine[2] == "mean of the 9 others" and nine[7:9] == ["", ""]
+    assert mean(nine[4]) == pytest.approx(np.mean(others), abs=0.01)
     assert min(abs(np.mean(others) - ppl) for ppl in others) > 0.05
     for key in ("ppl", "teff", "tokens_seen"):
         expected = np.mean([language[key] for language in languages[1:]])
-        assert report.value_of(found["ten-hub"][0], "EN2", key) == pytest.approx(expected)
+        assert report.value_of(found["ten-hub"][0], "others", key) == pytest.approx(expected)
+        assert report.value_of(found["ten-hub"][0], "EN2", key) == languages[1][key]
         assert report.value_of(found["ten-hub"][0], "EN1", key) == languages[0][key]
     # no mean of those that have a number, where one has none
     languages[4]["teff_interpolated"] = None
-    assert report.value_of(found["ten-hub"][0], "EN2", "teff_interpolated") is None
+    assert report.value_of(found["ten-hub"][0], "others", "teff_interpolated") is None
     assert report.value_of(found["mono100"][0], "EN2", "ppl") is None
 
 
@@ -191,7 +201,7 @@ def test_what_the_others_cost_en1_is_against_the_runs_that_are_there_not_the_law
 def test_alignment_and_embeddings_in_the_tables(tmp_path):
     plant(tmp_path, "nano", ["ratio0.9", "ratio0.5"], seeds=1)
     found = found_in(tmp_path)
-    text = report.alignments(found, ["ratio0.9", "ratio0.5"])
+    text = report.alignments(found, ["ratio0.9", "ratio0.5"], numbers.SMALL)
     head, = [line for line in text.splitlines() if line.startswith("| layer |")]
     assert head.split(" | ")[1:4] == [
         "cosine, ratio0.9", "cosine, ratio0.5", "centred cosine, ratio0.9"]
@@ -199,11 +209,13 @@ def test_alignment_and_embeddings_in_the_tables(tmp_path):
     cells = rows(text, "6")[0]
     assert cells[1:] == ["0.40 (0.01)"] * 2 + ["0.20 (0.02)"] * 2 + [
         "0.10 (0.03)"] * 2 + ["0.80 (0.04)"] * 2
-    assert "ratio0.9 0.30 (paper: 0.53); ratio0.5 0.30 (paper: 0.07)" in text
-    assert "ratio0.9 0.250; ratio0.5 0.250" in text  # the gap within EN2 after EN1
+    assert "- ratio0.9: 0.20 of single sequences (paper: 0.526); 0.30 of one long text" in text
+    assert "- ratio0.5: 0.20 of single sequences (paper: 0.073); 0.30 of one long text" in text
+    assert "- ratio0.9: 0.250\n- ratio0.5: 0.250\n" in text  # the gap within EN2 after EN1
 
-    text = report.similarities(found, ["ratio0.9"])
-    assert rows(text, "ratio0.9")[0] == ["ratio0.9", "0.200", "0.000", "0.600", "0.000"]
+    text = report.similarities(found, ["ratio0.9"], numbers.SMALL)
+    assert rows(text, "ratio0.9")[0] == ["ratio0.9", "0.200", "0.000", "0.100", "0.2",
+                                         "0.600", "0.000", "0.300", "0.36"]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -246,25 +258,27 @@ def test_the_figure_of_the_ratio_sweep(found, recorder):
     assert ratios == [0.99, 0.95, 0.9, 0.8, 0.6, 0.5]
     for language, shares in (("EN1", ratios), ("EN2", [1 - ratio for ratio in ratios])):
         numbers = languages[language]
-        assert numbers["tokens"] == pytest.approx([24.576 * share for share in shares])
+        assert numbers["tokens"] == pytest.approx([8.192 * share for share in shares])
         assert [len(seeds) for seeds in numbers["ppl"]] == [2] * 6
-    expected = [planted_law(24.576e6 * (1 - r) * (0.5 + r)) for r in ratios]
+    expected = [planted_law(8.192e6 * (1 - r) * (0.5 + r)) for r in ratios]
     assert [np.mean(seeds) for seeds in languages["EN2"]["ppl"]] == pytest.approx(expected)
     # the rarest have fewer tokens than any monolingual run
     teff = languages["EN2"]["teff"]
     assert [np.mean(seeds) for seeds in teff[2:]] == pytest.approx([1.4, 1.3, 1.1, 1], rel=0.04)
-    assert languages["EN1"]["paper"] == {0.9: 1.00, 0.5: 0.89}
-    assert languages["EN2"]["paper"] == {0.9: 2.08, 0.5: 0.89}
+    assert languages["EN1"]["paper"] == {
+        0.95: 1.02, 0.9: 1.00, 0.8: 0.96, 0.7: 0.93, 0.6: 0.89, 0.5: 0.89}
+    assert languages["EN2"]["paper"] == {
+        0.95: 3.33, 0.9: 2.08, 0.8: 1.08, 0.7: 0.94, 0.6: 0.89, 0.5: 0.89}
 
     # the monolingual runs of both seeds, and the curve through them
-    assert list(mono) == pytest.approx([24.576 * p / 100 for p in report.PERCENT], rel=0.01)
+    assert list(mono) == pytest.approx([8.192 * p / 100 for p in report.PERCENT], rel=0.01)
     for million, seeds in mono.items():
         assert seeds == pytest.approx([planted_law(million * 1e6)] * 2)
     tokens, ppl = law
     assert tokens[0] < min(mono) and tokens[-1] > max(mono)
     assert ppl == pytest.approx([planted_law(million * 1e6) for million in tokens], rel=1e-3)
     assert alike["retrieval@1, middle layer"] == [[0.5, 0.52]] * 6
-    assert alike["gradient cosine"] == [[pytest.approx(0.3)] * 2] * 6
+    assert alike["gradient cosine"] == [[pytest.approx(0.2)] * 2] * 6
 
 
 def test_the_figure_of_alignment(found, recorder):
@@ -276,12 +290,12 @@ def test_the_figure_of_alignment(found, recorder):
     assert balanced["layers"]["retrieval"]["value"][6] == pytest.approx([0.8, 0.82])
     assert balanced["layers"]["cka"]["value"][6] == pytest.approx([0.1, 0.12])
     assert balanced["layers"]["cka"]["floor"] == [[0.03, 0.03]] * 7
-    assert balanced["gradients"]["blocks.5.q"] == pytest.approx(0.4)
-    assert balanced["gradients"]["blocks.5.k"] == pytest.approx(0.2)
-    assert balanced["gradient"] == pytest.approx([0.3, 0.3])
+    assert balanced["gradients"]["blocks.5.q"] == pytest.approx(0.3)
+    assert balanced["gradients"]["blocks.5.k"] == pytest.approx(0.1)
+    assert balanced["gradient"] == pytest.approx([0.2, 0.2])
     assert balanced["switch_gap"] == [0.25, 0.25]
-    assert balanced["paper_gradient"] == 0.07 and balanced["paper_cosine"][-1] == -0.21
-    assert mixes["90/10"]["paper_gradient"] == 0.53 and mixes["90/10"]["paper_cosine"][-1] == 0.11
+    assert balanced["paper_gradient"] == 0.073 and balanced["paper_cosine"][-1] == -0.21
+    assert mixes["90/10"]["paper_gradient"] == 0.526 and mixes["90/10"]["paper_cosine"][-1] == 0.11
 
 
 def test_the_figure_of_embeddings(found, recorder):
@@ -299,21 +313,21 @@ def test_the_figure_of_embeddings(found, recorder):
 def test_the_figures_against_length_anchor_points_and_width(found, recorder):
     tables = report.tables("nano")
     for name, words, x in (("longer", "times 1x", [0.5, 1, 2, 3]),
-                           ("anchors", "% of the vocabulary", [0, 5, 20, 50, 100]),
-                           ("size", "d_model", [32, 64, 128])):
+                           ("anchors", "% of the vocabulary", [0, 5, 25, 50, 100]),
+                           ("size", "d_model", [64, 128, 256])):
         tables[name].draw(f"{name}.png", found)
         xlabel, ticks, mixes = recorder.drawn.args
         assert recorder.drawn.name == "against" and words in xlabel and ticks == x
         assert mixes["50/50"]["x"] == x
         # at 100 % anchor points both mixes are one run, and 50/50 stands for both
         assert mixes["90/10"]["x"] == [at for at in x if at != 100]
-        for numbers in mixes.values():
-            assert numbers["retrieval"] == [[0.5, 0.52]] * len(numbers["x"])
-            assert list(numbers["ppl"]) == list(numbers["teff"]) == ["EN1", "EN2"]
+        for of_mix in mixes.values():
+            assert of_mix["retrieval"] == [[0.5, 0.52]] * len(of_mix["x"])
+            assert list(of_mix["ppl"]) == list(of_mix["teff"]) == ["EN1", "EN2"]
     # 0.5, 1, 2, 3 times the tokens, half of them each language's
     tables["longer"].draw("longer.png", found)
     ppl = recorder.drawn.args[2]["50/50"]["ppl"]["EN1"]
-    n = [24.576e6 * times / 2 for times in (0.5, 1, 2, 3)]
+    n = [8.192e6 * times / 2 for times in (0.5, 1, 2, 3)]
     assert [np.mean(seeds) for seeds in ppl] == pytest.approx([planted_law(x) for x in n])
 
 
@@ -346,8 +360,8 @@ def test_a_table_shows_what_is_there_and_names_what_is_not(tmp_path):
     plant(out, "nano", monolingual + ["anchors50-ratio0.5", "ratio0.99"], seeds=1)
     text = write()
     anchors = text[text.index("## Anchor points"):text.index("## Model size")]
-    assert "| anchors50-ratio0.5 | EN1 |" in anchors and "anchors50-ratio0.5," not in anchors
-    assert "Not there yet: anchors0-ratio0.9, anchors0-ratio0.5, " in anchors
+    assert "| anchors50-ratio0.5 | 50 | EN1 |" in anchors and "anchors50-ratio0.5," not in anchors
+    assert "Not there yet: anchors5-ratio0.9, anchors5-ratio0.5, " in anchors
     assert text.count("| ratio0.99 |") == 3  # the sweep, the cost and the embeddings
     assert "| ratio0.9 | 0.200 | 0.000 |" in text
     for name in ("ratio", "anchors", "embeddings"):
@@ -357,7 +371,7 @@ def test_a_table_shows_what_is_there_and_names_what_is_not(tmp_path):
     # all runs: all tables and all figures
     plant(out, "nano", reproduce.grid("nano"), seeds=2)
     text = write(changed="ratio0.9")
-    assert "Not there yet" not in text and "0.51 ± 0.01" in text
+    assert "Not there yet" not in text and "0.510 ± 0.014" in text
     for name, table in report.tables("nano").items():
         if table.draw:
             assert (out / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
@@ -384,5 +398,5 @@ def test_only_the_figures_that_the_new_run_is_part_of_are_drawn_again(tmp_path, 
     assert drawn_for("ten-hub") == set()
     assert drawn_for("ratio0.8") == {"ratio", "embeddings"}
     assert drawn_for("mono10") == {"ratio", "longer", "anchors", "size"}  # by the law
-    assert drawn_for("ratio0.9-wide32") == {"size"}
+    assert drawn_for("ratio0.9-wide64") == {"size"}
     assert drawn_for(None) == everything

@@ -23,7 +23,8 @@ def test_every_run_of_the_grid_is_one_that_train_takes(scale, monkeypatch):
         given = [f"--{key}={value}" for key, value in options.items()]
         monkeypatch.setattr(sys, "argv", ["train.py", f"--size={scale}", *given])
         config = train.make_config(*train.options().parse())
-        assert config.steps >= 1500 or config.batch_size == 4
+        if config.languages == 1:
+            assert config.steps >= 1500 or config.batch_size == 4
         assert reproduce.cost(scale, options) > 0
         if name == "mono5":  # smaller batches, as many tokens
             wanted = size["steps"] * size["batch_size"] / 20
@@ -42,7 +43,7 @@ def test_the_cost_of_a_run_follows_its_tokens_and_its_vocabulary():
 
     assert cost(languages=1, steps=600) == 2 * cost(languages=1, steps=300)
     assert cost(languages=1) < cost(ratio=0.9) < cost(languages=10)
-    assert cost(ratio=0.9) < cost(ratio=0.9, d_model=128, n_head=4)
+    assert cost(ratio=0.9) < cost(ratio=0.9, d_model=256, n_head=8)
 
 
 def test_the_time_left_counts_what_is_begun_but_not_finished():
@@ -99,6 +100,7 @@ def test_the_results_that_are_kept_in_the_repository_are_still_read():
 TINY_NANO = """
 SIZES["nano"] = dict(
     n_layer=1, n_head=2, d_head=8, d_model=16, context=16, tied=False, embedding_std=0.02,
+    bias=True, embedding_scale=True,
     vocab_size=300, cloned=1.0, batch_size=8, steps=400, lr=3e-3, optimizer="adam",
 )
 """

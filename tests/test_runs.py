@@ -3,6 +3,7 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY, fails, history, listing, train_here, write_corpus
@@ -11,6 +12,8 @@ import data
 import runs
 import train
 from lib.cli import BadInput
+
+CONFIG = SimpleNamespace(steps=3, version=runs.VERSION)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +97,7 @@ def test_the_log_is_read_by_what_a_line_has(here):
 # New folders and old ones
 
 def test_a_run_without_a_name_has_one_after_its_options(here):
-    config = SimpleNamespace(steps=3)
+    config = CONFIG
     given = {"ratio": "0.9", "corpus": "my novels/a.txt", "device": "cpu", "micro_batch": 4}
     first = runs.new_folder(None, given, config)
     assert first == Path("runs/ratio0.9-corpusmy_novels_a.txt")  # the machine is not in it
@@ -105,7 +108,7 @@ def test_a_run_without_a_name_has_one_after_its_options(here):
 
 
 def test_a_name_is_taken_once(here):
-    config = SimpleNamespace(steps=3)
+    config = CONFIG
     assert runs.new_folder("mine", {}, config) == Path("runs/mine")
     for again in (lambda: runs.check_new("mine"), lambda: runs.new_folder("mine", {}, config)):
         with pytest.raises(BadInput, match="exists: add --resume"):
@@ -116,19 +119,25 @@ def test_a_folder_that_a_killed_run_left_empty_may_be_used(here):
     (here / "runs/mine").mkdir(parents=True)
     (here / "runs/mine/.config.json.123.tmp").write_text("{")
     runs.check_new("mine")
-    assert runs.new_folder("mine", {}, SimpleNamespace(steps=3)) == Path("runs/mine")
+    assert runs.new_folder("mine", {}, CONFIG) == Path("runs/mine")
 
 
 def test_a_folder_that_is_no_run_names_those_that_are(here):
     with pytest.raises(BadInput, match="no run with a config.json; there are: none yet"):
         runs.read_config(Path("runs/three"))
     for name in ("two", "one"):
-        runs.new_folder(name, {}, SimpleNamespace(steps=3))
+        runs.new_folder(name, {}, CONFIG)
     (here / "runs/three").mkdir()
     for content in ("", "[1]", "{"):
         (here / "runs/three/config.json").write_text(content)
         with pytest.raises(BadInput, match="no run with a config.json; there are: one, three, two"):
             runs.read_config(Path("runs/three"))
+
+
+def test_a_run_of_an_older_version_is_refused_in_a_line(here):
+    runs.new_folder("old", {}, SimpleNamespace(steps=3))
+    with pytest.raises(BadInput, match="made by version 1 of the recipe, and this is version 2"):
+        runs.read_config(Path("runs/old"))
 
 
 def test_a_run_is_locked_until_its_lock_is_let_go(here):
@@ -218,9 +227,17 @@ def test_a_run_whose_corpus_has_changed_does_not_go_on(here, monkeypatch, capsys
 
 def test_the_languages_of_a_run_are_those_of_its_config(made, monkeypatch):
     run = open_made(made, monkeypatch)
-    assert (run.table[1] - run.table[0]).max() == 300
-    cloned = (run.table[1] != run.table[0]).sum()
-    assert cloned == round(run.config.cloned * 299)
+    assert (run.table[1] - run.table[0] == 300).all()  # no token in common
+
+    # half of those that occur in the training text, by a seed of its own
+    run.config.cloned = 0.5
+    half = runs.make_table(run.config, run.corpus)
+    occur = np.unique(data.tokens(run.corpus, "train"))
+    assert (half[0] == half[1]).sum() == len(occur) - round(len(occur) / 2)
+    run.config.seed += 1
+    assert (runs.make_table(run.config, run.corpus) == half).all()
+    run.config.anchor_seed += 1
+    assert (runs.make_table(run.config, run.corpus) != half).any()
     run.config.seed = 1  # other anchor points
     assert (runs.make_table(run.config, run.corpus) != run.table).any()
     assert data.tokens(run.corpus, "train").max() < 300

@@ -123,7 +123,7 @@ def standing_still(prepared):
     model = runs.make_model(config, "cpu")
     torch.testing.assert_close(checkpoint(folder)["model"], dict(model.state_dict()),
                                rtol=0, atol=1e-20)
-    table = clone.clone_table(300, 3, corpus["eot"], config.cloned, seed=5)
+    table = clone.clone_table(np.ones(300), 3)
     return config, folder, model, table, data.tokens(corpus, "train")
 
 
@@ -358,7 +358,7 @@ def tiny_model(**changes):
     """A model of two languages of 30 ids, as it starts."""
     torch.manual_seed(0)
     return GPT(dict(vocab_size=60, context=16, n_layer=2, n_head=2, d_head=8, d_model=16,
-                    tied=True, embedding_std=0.02) | changes)
+                    tied=True, embedding_std=0.02, bias=True, embedding_scale=True) | changes)
 
 
 @pytest.mark.parametrize("micro_batch", [None, 1, 3, 8, 100])
@@ -432,7 +432,7 @@ def test_evaluation_scores_every_language_on_the_same_text():
     with torch.no_grad():
         model.embedding[30:] = model.embedding[:30]
     text = np.random.default_rng(0).integers(0, 29, 400).astype(np.uint16)
-    losses, retrieval = train.evaluate(model, text, clone.clone_table(30, 2, 29), 16)
+    losses, retrieval = train.evaluate(model, text, clone.clone_table(np.ones(30), 2), 16)
     assert losses[0] == losses[1]
     # copies: aligned, but for the same token twice in the first position
     assert retrieval["EN1-EN2"] > 0.95
@@ -440,12 +440,12 @@ def test_evaluation_scores_every_language_on_the_same_text():
 
 def test_the_loss_of_a_language_is_the_mean_over_windows_of_the_text():
     model = tiny_model(embedding_std=1)
-    text = np.random.default_rng(0).integers(0, 29, 17 * 23).astype(np.uint16)
-    table = clone.clone_table(30, 2, 29)
+    text = np.random.default_rng(0).integers(0, 29, 400).astype(np.uint16)
+    table = clone.clone_table(np.ones(30), 2)
     losses, retrieval = train.evaluate(model, text, table, 16)
 
-    # 22 windows of 17 tokens, evenly spread from the first token to the last
-    starts = [round(i * (17 * 23 - 17) / 21 - 0.499) for i in range(22)]
+    # 23 windows of 17 tokens, evenly spread from the first token to the last
+    starts = [round(i * (400 - 17) / 22 - 0.499) for i in range(23)]
     for row, loss in zip(table, losses):
         windows = torch.from_numpy(np.stack([row[text[i:i + 17]] for i in starts]))
         assert loss == pytest.approx(plain_losses(model, windows).mean().item(), rel=1e-5)
@@ -494,7 +494,7 @@ BAD_SETTINGS = [
 BAD_TEXT = [
     ("--corpus=nowhere", "neither a file"),
     ("--corpus=empty.txt", "is empty"),
-    ("--corpus=tiny.txt --vocab_size=257", "--context=128 needs 257 tokens"),
+    ("--corpus=tiny.txt --vocab_size=257", "--context=128 needs 129 tokens"),
     ("--corpus=word.txt --vocab_size=257", "too small to be split"),
     ("--corpus=http://127.0.0.1:9/x.zip", "need no network"),
     ("--corpus=books --vocab_size=256", "make 257"),
@@ -572,9 +572,9 @@ def test_a_run_that_cannot_go_on(refused, trained, options, expected):
 # --help
 
 UNDER_HEADINGS = {
-    "languages": "ratio languages cloned schedule",
+    "languages": "ratio languages cloned anchor_seed schedule",
     "text": "corpus vocab_size tokenizer",
-    "model": "size n_layer n_head d_model context tied embedding_std",
+    "model": "size n_layer n_head d_model context tied bias embedding_scale embedding_std",
     "optimisation": "steps batch_size optimizer lr seed",
     "this machine": "device dtype micro_batch compile",
     "this run": "run resume",
