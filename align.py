@@ -108,20 +108,39 @@ def shuffled(positions, rng):
         positions   0 1 0 1 0      states 0, 2, 4 are first tokens, 1 and 3 second ones
         shuffled    4 3 0 1 2      each is paired with another of its kind, in a random cycle
     """
-    # sort by position, and at random within one: mixed = 2 0 4 | 3 1, say
-    tie_break = torch.rand(len(positions), generator=rng, dtype=torch.float64)
-    mixed = (positions + tie_break).argsort()
+    groups = join_single(positions)
 
-    # each is paired with the one after it, and the last of a position with the first of it
-    groups = positions[mixed]
-    following = torch.arange(1, len(positions) + 1)
-    group_start = torch.searchsorted(groups, groups)
-    group_end = torch.searchsorted(groups, groups, right=True)
+    # sort by group, and at random within one: mixed = 2 0 4 | 3 1, say
+    tie_break = torch.rand(len(groups), generator=rng, dtype=torch.float64)
+    mixed = (groups + tie_break).argsort()
+
+    # each is paired with the one after it, and the last of a group with the first of it
+    sorted_groups = groups[mixed]
+    following = torch.arange(1, len(groups) + 1)
+    group_start = torch.searchsorted(sorted_groups, sorted_groups)
+    group_end = torch.searchsorted(sorted_groups, sorted_groups, right=True)
     following = torch.where(following < group_end, following, group_start)
 
     order = torch.empty_like(mixed)
     order[mixed] = mixed[following]
     return order
+
+
+def join_single(positions):
+    """The group [n] of each state: its position, but a state that is alone at its position joins
+    the next one, since a pair of a state with itself is no floor. positions 0 0 1 2 2 -> 0 0 1 1 1.
+    """
+    _, group, counts = positions.unique(return_inverse=True, return_counts=True)
+    join = torch.arange(len(counts))
+    size = counts[0].item() if len(counts) else 0  # of the group that is open
+    for i in range(1, len(counts)):
+        last_and_alone = i == len(counts) - 1 and counts[i] == 1
+        if size == 1 or last_and_alone:
+            join[i] = join[i - 1]
+            size += counts[i].item()
+        else:
+            size = counts[i].item()
+    return join[group]
 
 
 def against_floor(value, floors):
@@ -451,11 +470,13 @@ def print_table(folder, languages, of_run):
 def main():
     parser = Parser(__doc__)
     parser.positional("runs", "folders of finished runs of two languages or more, of one corpus")
+    parser.option("--corpus", None, "where the text of the runs is now (default: where it was, or "
+                  "what data/ still has of it)")
     parser.option("--device", "auto", "cpu, cuda or mps; auto takes the best there is")
     args, _ = parser.parse()
 
     summaries = {}  # by folder
-    for run in runs.open_runs(args.runs, pick_device(args.device), minimum=2):
+    for run in runs.open_runs(args.runs, pick_device(args.device), 2, args.corpus):
         result = measure(run)
         write_json(run.folder / "align.json", result)
         languages = [f"EN{l + 1}" for l in range(len(run.table))]

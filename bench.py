@@ -17,6 +17,7 @@ Shown for each model, nano and one 256 wide:
 """
 import math
 import statistics
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -168,9 +169,12 @@ def peak_memory(device):
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e6
 
-    # Imported here, because Windows has no such module. Linux gives kB.
-    import resource
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    try:
+        import resource
+    except ImportError:  # Windows has no such module
+        return math.nan
+    units = 1e6 if sys.platform == "darwin" else 1e3  # bytes on a Mac, kB on Linux, in an MB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / units
 
 
 def matmul_peak(device, dtype):

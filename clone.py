@@ -295,7 +295,7 @@ def main():
     add_options(parser)
     data.add_options(parser)
     parser.option("--seed", 0, "of the batches", int)
-    args, _ = parser.parse()
+    args, given = parser.parse()
     ratio, languages = resolve(args)
     stages = parse_stages(ratio, languages, args.schedule)
     corpus = data.prepare(args.corpus, args.vocab_size, args.tokenizer)
@@ -315,7 +315,10 @@ def main():
           "total variation between a language's token\ndistribution and EN1's, from 0 (the same) "
           "to 1 (no token in common), beside what two random samples of one text have")
     check_batches(batch, table, steps, args.seed)
-    print(f"next: python train.py --ratio={args.ratio or 0.9}")
+    options = [f"--{key}={value}" for key, value in given.items()]
+    if not {"ratio", "schedule"} & given.keys():
+        options.insert(0, "--ratio=0.9")
+    print(f"next: python train.py {' '.join(options)}")
 
 
 if __name__ == "__main__":

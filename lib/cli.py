@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -94,10 +95,17 @@ def _true_or_false(word):
 
 def run_main(main):
     """Call main(); a BadInput or a full disk becomes one line on stderr and exit code 2."""
+    # what the screen cannot show is shown as "?", and nothing is lost if nobody reads on
+    sys.stdout.reconfigure(errors="replace")
+    # a process that is told to end cleans up first, as after Ctrl-C
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         return main()
     except BadInput as error:
         message = str(error)
+    except BrokenPipeError:  # nobody reads on, as after `| head -4`
+        sys.stdout = open(os.devnull, "w")
+        sys.exit(0)
     except OSError as error:
         of_the_disk = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
         if error.errno not in of_the_disk:
@@ -106,11 +114,20 @@ def run_main(main):
         message = (f"{where}: {error.strerror}; "
                    "free some space, or work in a folder you may write to")
     except KeyboardInterrupt:
-        sys.exit("\ninterrupted: nothing half-written was kept")
+        print("\ninterrupted: nothing half-written was kept", file=sys.stderr)
+        sys.exit(130)
 
     if os.environ.get("RANK", "0") == "0":  # under torchrun, one voice
         print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
     sys.exit(2)
+
+
+def say(text):
+    """Print a line at once. If nobody reads on, as after `| head -4`, go on without words."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")
 
 
 def progress(text):
@@ -142,10 +159,36 @@ def write(path):
             os.fsync(f.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk does not say which file
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)  # a full disk does not say which file
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def lock(folder, wait=False):
+    """Lock a folder against other processes; return a file that holds the lock while it is open.
+
+    That is to the end of the process, killed or not, unless it is closed before. If another process
+    has it: wait, or raise BlockingIOError. None on Windows, where folders cannot be locked.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def unlock(held):
+    """Let go of what lock() returned."""
+    if held is not None:
+        os.close(held)
 
 
 def write_json(path, value):

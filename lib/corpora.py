@@ -4,7 +4,9 @@
     eltec-eng, ...    named collections of novels, downloaded once
     PATH or URL       .txt or TEI .xml: plain, .gz, .xz, in a .zip, or in a folder
 
-Never more than one document is held at a time, so a corpus may be larger than memory.
+Each input is read as what it is and wholly, or it is refused in one line; what is passed over in a
+folder or an archive is counted. Never more than one document is held at a time, so a corpus may be
+larger than memory.
 """
 import ast
 import errno
@@ -16,22 +18,29 @@ import importlib.metadata
 import itertools
 import lzma
 import multiprocessing
+import os
 import re
 import signal
+import threading
+import urllib.parse
 import urllib.request
 import xml.etree.ElementTree as ET
 import zipfile
 import zlib
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import regex
+
 from lib.cli import BadInput, progress, write, write_json
 
-# Bytes of one file that are held at a time: a larger file becomes several documents.
-PIECE = 16 << 20
+PIECE = 16 << 20  # bytes of one file held at a time: a larger file becomes several documents
+DOCSTRINGS = 64_000  # characters of docstrings in a document of the corpus "docs"
 
-# The files that can be read. In a .gz or .xz there is one file, of text or XML.
-KINDS = (".txt", ".xml", ".zip", ".gz", ".xz")
+# The files that can be read. A bare .gz is not: what is in it, its name does not say.
+READABLE = re.compile(r"\.(txt|xml)(\.gz|\.xz)?$|\.zip$", re.IGNORECASE)
+EXPECTED = "expected .txt or TEI .xml, each also as .txt.gz or .txt.xz, or a .zip of these"
 
 # What the readers of archives raise where one is damaged or cut off.
 DAMAGED = (zipfile.BadZipFile, gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError)
@@ -51,80 +60,141 @@ NAMED = {
 # ------------------------------------------------------------------------------------------------
 # Files
 
-def documents(source):
+def locate(corpus):
+    """The sources of a comma-separated --corpus: "docs" and paths.
+
+    What has an address is downloaded, after all the others have been looked at. Raises BadInput.
+    """
+    sources = []
+    for part in corpus.split(","):
+        source = NAMED.get(part, part)
+        if not part.strip():
+            raise BadInput(f"--corpus={corpus!r} has an empty part: "
+                           "expected names, paths or addresses, with a comma between two")
+        if is_address(source):
+            if not READABLE.search(file_name(source)):
+                raise BadInput(f"the address {source} does not end as a text does: {EXPECTED}")
+        elif source != "docs":
+            files(Path(source))
+        sources.append(source)
+    return [str(download(source)) if is_address(source) else source for source in sources]
+
+
+def is_address(source):
+    return source.lower().startswith(("http://", "https://"))
+
+
+def file_name(url):
+    """The last part of a URL's path: "https://a.org/b/My%20novel.txt?raw=1" -> "My novel.txt"."""
+    path = re.split("[?#]", url)[0]
+    return urllib.parse.unquote(path.rpartition("/")[2])
+
+
+def documents(source, passed_over=None):
     """Yield (name, text) for each document of one source: "docs" or a path.
 
-    Raises BadInput for what is not text.
+    passed_over: a Counter, to which the endings of the files that are not read are added. Raises
+    BadInput for what cannot be read.
     """
     if source == "docs":
         yield from docstrings()
         return
-    for path in files(Path(source)):
-        # A compressed file is read as what its name is without the ending: novel.xml.gz is XML.
+    passed_over = Counter() if passed_over is None else passed_over
+    for path in files(Path(source), passed_over):
         try:
-            if path.suffix == ".zip":
-                yield from read_zip(path)
-            elif path.suffix == ".gz":
-                with gzip.open(path, "rb") as stream:
-                    yield from read(path.with_suffix(""), stream)
-            elif path.suffix == ".xz":
-                with lzma.open(path, "rb") as stream:
-                    yield from read(path.with_suffix(""), stream)
-            else:
-                with open(path, "rb") as stream:
-                    yield from read(path, stream)
+            with open(path, "rb") as stream:
+                yield from read(path, stream, passed_over)
         except DAMAGED as error:
             raise BadInput(f"{path} is damaged ({error}): fetch it again") from error
 
 
-def files(path):
-    """The readable files at a path, itself or all below it, in a fixed order."""
+def files(path, passed_over=None):
+    """The readable files at a path, itself or all below it but hidden ones, in a fixed order.
+
+    Raises BadInput where there is none. passed_over: as in documents.
+    """
     if not path.exists():
         raise BadInput(
             f"corpus {str(path)!r} is neither a file nor one of docs, {', '.join(NAMED)} "
             "(docs and files need no network)"
         )
-
-    # Sorted, for the order in which a disk lists its files differs from one machine to the next.
+    passed_over = Counter() if passed_over is None else passed_over
     found = []
     if path.is_dir():
         for file in sorted(path.rglob("*")):
-            hidden = file.name.startswith(".")
-            if file.suffix in KINDS and file.is_file() and not hidden:
+            if hidden(file.relative_to(path)) or file.is_dir():
+                continue
+            if READABLE.search(file.name) and file.is_file():
                 found.append(file)
-    elif path.suffix in KINDS:
+            else:
+                passed_over[ending(file.name)] += 1
+        if not found:
+            there = in_words(passed_over) or "nothing"
+            raise BadInput(f"folder {path} has no text that can be read, but {there}: {EXPECTED}")
+    elif READABLE.search(path.name):
         found.append(path)
-    if not found:
-        raise BadInput(
-            f"corpus {path} is not text that can be read: "
-            f"expected {', '.join(KINDS)}, or a folder of such files"
-        )
+    else:
+        advice = ""
+        if path.suffix.lower() in (".gz", ".xz"):
+            advice = f" (if text is in it, rename it to {path.stem}.txt{path.suffix})"
+        raise BadInput(f"corpus {path} is not text that can be read: "
+                       f"{EXPECTED}, or a folder{advice}")
     return found
 
 
-def read_zip(path):
-    """Yield (name, text) from the .txt and .xml files in a zip archive, in order of their names."""
-    with zipfile.ZipFile(path) as archive:
+def hidden(path):
+    """Whether a file or a folder above it is hidden: .git/x.txt, or ._x.txt, which macOS makes."""
+    return any(part.startswith(".") for part in path.parts)
+
+
+def ending(name):
+    """What says of which kind a file is: "a.PDF" -> ".pdf", "data.jsonl.gz" -> ".jsonl.gz"."""
+    found = re.search(r"\.\w+(\.[gx]z)?$", name.lower())
+    return found[0] if found else "without an ending"
+
+
+def in_words(passed_over):
+    """Counter({".md": 3, ".pdf": 1}) -> "3 .md, 1 .pdf"."""
+    return ", ".join(f"{n:,} {what}" for what, n in passed_over.most_common())
+
+
+def read(path, stream, passed_over):
+    """Yield (name, text) from one open binary file; path says what it is called."""
+    suffix = path.suffix.lower()
+    if suffix == ".zip":
+        yield from read_zip(path, stream, passed_over)
+    elif suffix == ".gz":
+        yield from read(path.with_suffix(""), gzip.open(stream), passed_over)
+    elif suffix == ".xz":
+        yield from read(path.with_suffix(""), lzma.open(stream), passed_over)
+    elif suffix == ".xml":
+        yield from read_xml(path, stream, passed_over)
+    else:
+        yield from read_txt(path, stream)
+
+
+def read_zip(path, stream, passed_over):
+    """Yield (name, text) from the texts in a zip archive, in order of their names."""
+    with zipfile.ZipFile(stream) as archive:
         for member in sorted(archive.namelist()):
-            hidden = Path(member).name.startswith(".")  # such as those that macOS puts in
-            if member.endswith((".txt", ".xml")) and not hidden:
-                with archive.open(member) as stream:
-                    yield from read(Path(member), stream)
+            if hidden(Path(member)) or member.endswith("/"):
+                continue
+            if not READABLE.search(member) or member.lower().endswith(".zip"):
+                passed_over[ending(member)] += 1
+                continue
+            try:
+                with archive.open(member) as inside:
+                    yield from read(Path(member), inside, passed_over)
+            except RuntimeError as error:  # a password, or a compression that Python has not
+                raise BadInput(f"{path} cannot be read ({error}): "
+                               "unpack it, and give the folder") from error
 
 
-def read(path, stream):
-    """Yield (name, text) from one open binary file; path says what it is called.
+def read_txt(path, stream):
+    """Yield (name, text) of a text file, in pieces of about 16 MB, so that memory stays bounded.
 
-    A text file is read in pieces of about 16 MB that end with a line, so that memory stays
-    bounded. The first piece has the name of the file, the others are name#1, name#2, ...
+    A piece ends with a line. The first has the name of the file, the others are name#1, name#2 ...
     """
-    if path.suffix == ".xml":
-        try:
-            yield path.stem, tei(stream)
-        except ET.ParseError as error:
-            raise BadInput(f"{path} is not well-formed XML: {error}") from error
-        return
-
     for i in itertools.count():
         # A full piece goes on to the end of its line: no line, and no character, is cut in two.
         block = stream.read(PIECE)
@@ -145,33 +215,109 @@ def read(path, stream):
         # NUL bytes are valid UTF-8, but stand in programs and pictures, never in a text.
         if "\0" in text:
             raise BadInput(f"{path} is not text: it has NUL bytes")
+        yield numbered(path.stem, i), text.replace("\r\n", "\n")
 
-        name = path.stem if i == 0 else f"{path.stem}#{i}"
-        yield name, text.replace("\r\n", "\n")
+
+def numbered(name, i):
+    """The name of document i, from 0, of those that one thing makes: name, name#1, name#2 ..."""
+    return name if i == 0 else f"{name}#{i}"
+
+
+# ------------------------------------------------------------------------------------------------
+# TEI: the XML of the Text Encoding Initiative (tei-c.org/guidelines, P5)
+
+# What is not running text: notes, what the printer adds to a page, what was struck out, what the
+# encoder says about the text; and the title pages and indexes before and after it.
+SKIPPED = set("teiHeader front back note noteGrp fw figDesc desc del index interp interpGrp "
+              "span spanGrp metamark certainty respons witDetail".split())
+# What stands on a line of its own. All else that is not known here, such as <hi>, is part of one.
+BLOCKS = set("p l ab head item speaker stage cell lg sp u opener closer salute signed dateline "
+             "byline addrLine argument epigraph postscript trailer".split())
+# Where a line, a page or a column of the source ends: white space, unless it is within a word.
+BREAKS = set("lb pb cb gb milestone space".split())
+# Of several readings of one place, the edited one.
+CHOICES = {"choice": ("reg", "corr", "expan", "ex"), "app": ("lem",)}
+
+# Two marks that no XML can hold. A \n in XML is but white space.
+END_OF_LINE, WITHIN_A_WORD = "\0", "\1"
+
+
+def read_xml(path, stream, passed_over):
+    """Yield (name, text) for each text of a TEI file; a <teiCorpus> has many."""
+    n = 0
+    try:
+        for text in tei(stream):
+            yield numbered(path.stem, n), text
+            n += 1
+    except ET.ParseError as error:
+        raise BadInput(f"{path} is not well-formed XML: {error}") from error
+    except (LookupError, ValueError) as error:  # an encoding that Python's XML parser has not
+        raise BadInput(f"{path} cannot be read as XML ({error}): "
+                       "convert it to UTF-8, and declare that") from error
+    except RecursionError as error:
+        raise BadInput(f"{path} cannot be read: its elements are nested too deeply") from error
+    if n == 0:
+        passed_over[".xml without a TEI <text>"] += 1
 
 
 def tei(stream):
-    """The running text of a TEI XML novel: every <p>, <l> and <head> under <body>, one a line."""
-    # The header before the body is about the book, not of it. {*}: whatever the namespace.
-    body = ET.parse(stream).find(".//{*}body")
-    if body is None:
-        return ""
-    return "\n".join(line for line in tei_lines(body) if line)
+    """Yield the running text of each <text>; one in a <group> within another is part of that one.
+
+    A text is forgotten once it is read, so that memory stays bounded.
+    """
+    depth = 0
+    for event, element in ET.iterparse(stream, events=("start", "end")):
+        if local_name(element) == "text":
+            depth += 1 if event == "start" else -1
+            if depth == 0:
+                found = "".join(running_text(element))
+                found = re.sub(rf"\s*{WITHIN_A_WORD}\s*", "", found)
+                lines = [" ".join(line.split()) for line in found.split(END_OF_LINE)]
+                yield "\n".join(line for line in lines if line)
+                element.clear()
 
 
-def tei_lines(element):
-    """Yield the text of each paragraph, line of verse and heading below an XML element."""
+def local_name(element):
+    """An element's name without its namespace: "{http://www.tei-c.org/ns/1.0}p" -> "p"."""
+    return element.tag.rpartition("}")[2]
+
+
+def running_text(element):
+    """Yield the running text of an element, in pieces that have the two marks in them.
+
+        <p>A <choice><sic>lettre</sic><corr>letter</corr></choice><lb/>came.<note>When?</note></p>
+        -> "A letter came."
+    """
+    name = local_name(element)
+    if name in SKIPPED or is_note_mark(element):
+        return
+    if name in BREAKS:
+        yield WITHIN_A_WORD if element.get("break") == "no" else " "
+        return
+
+    if name in CHOICES and len(element):
+        edited = [child for child in element if local_name(child) in CHOICES[name]]
+        yield from running_text((edited or element)[0])
+        return
+
+    # What stands in a division is a line by itself, too, whatever it is: two <quote>, say.
+    around = END_OF_LINE if name in BLOCKS else ""
+    between = END_OF_LINE if name == "body" or name.startswith("div") else ""
+    yield around
+    yield element.text or ""
     for child in element:
-        # "{http://www.tei-c.org/ns/1.0}p" -> "p"
-        _, _, tag = child.tag.rpartition("}")
+        yield between
+        yield from running_text(child)
+        yield between
+        yield child.tail or ""
+    yield around
 
-        # A paragraph is one line, with all that is marked up in it. White space only lays the
-        # file out. Other elements, such as chapters, are looked into.
-        if tag in ("p", "l", "head"):
-            words = "".join(child.itertext()).split()
-            yield " ".join(words)
-        else:
-            yield from tei_lines(child)
+
+def is_note_mark(element):
+    """Whether an element is the mark of a note elsewhere: <ref target="#note35">[35]</ref>."""
+    if local_name(element) != "ref" or not element.get("target", "").startswith("#"):
+        return False
+    return not any(letter.isalpha() for letter in "".join(element.itertext()))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -205,7 +351,11 @@ def packages():
 
 
 def docstrings():
-    """Yield (package, its docstrings in one text) for each package; no docstring comes twice."""
+    """Yield (name, text) for the docstrings of each package; no docstring comes twice.
+
+    A document is about 64,000 characters of one package, and ends where a file does. So a large
+    package is many documents, and each split of the corpus is like the whole.
+    """
     paths = []  # of all Python files, package after package
     n_files = {}  # package -> how many of them are its own
     for package, distribution in packages().items():
@@ -215,24 +365,41 @@ def docstrings():
             n_files[package] = len(own)
 
     # These are thousands of files, so every core reads some. The processes are spawned because a
-    # process with threads, such as torch's, does not fork well. They ignore Ctrl-C, so that it
-    # is one process alone that ends the others.
+    # process with threads, such as torch's, does not fork well.
     seen = set()
-    with ProcessPoolExecutor(
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_IGN),
-    ) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(mp_context=spawn, initializer=start_worker)
+    try:
         # One list of docstrings a file, in the order of the paths: a package's own come next.
         results = pool.map(file_docstrings, paths, chunksize=64)
         for package, n in n_files.items():
-            texts = []
+            made, texts, size = 0, [], 0
             for found in itertools.islice(results, n):
                 for text in found:
                     if text not in seen:
                         seen.add(text)
                         texts.append(text)
-            yield package, "\n\n".join(texts)
+                        size += len(text)
+                if size >= DOCSTRINGS:
+                    yield numbered(package, made), "\n\n".join(texts)
+                    made, texts, size = made + 1, [], 0
+            yield numbered(package, made), "\n\n".join(texts)
+    finally:
+        pool.shutdown(cancel_futures=True)  # what nobody waits for any more is not read
+
+
+def start_worker():
+    """A process that reads docstrings ignores Ctrl-C, so that one voice says goodbye.
+
+    And it ends with the process that started it, even if that one is killed.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def end_with_parent():
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def file_docstrings(path):
@@ -274,7 +441,7 @@ def download(url):
     Raises BadInput when it cannot be fetched, or does not arrive whole.
     """
     # Two addresses may end alike: the start of the hash tells their files apart.
-    name = re.sub(r"[^\w.-]", "_", url.rpartition("/")[2]) or "corpus.txt"
+    name = re.sub(r"[^\w.-]", "_", file_name(url))
     prefix = hashlib.sha256(url.encode()).hexdigest()[:8]
     path = Path("data/downloads") / f"{prefix}-{name}"
     if path.exists():
@@ -283,8 +450,9 @@ def download(url):
 
     try:
         sha256, size = fetch(url, path)
-    except (OSError, ValueError, http.client.HTTPException, zipfile.BadZipFile) as error:
-        # A full disk is no fault of the network, and cli.run_main has its own words for it.
+    except (OSError, ValueError, RuntimeError, http.client.HTTPException,
+            zipfile.BadZipFile) as error:  # RuntimeError: a zip with a password
+        # A full disk is no fault of the network, and cli.run has its own words for it.
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise
         raise BadInput(
@@ -318,7 +486,7 @@ def fetch(url, path):
             raise OSError(f"the connection closed after {done} of {size} bytes")
 
         # A zip has checksums of what is in it: look at them now, not in the middle of a run.
-        if path.suffix == ".zip":
+        if path.suffix.lower() == ".zip":
             f.flush()
             with zipfile.ZipFile(f.name) as archive:
                 damaged = archive.testzip()
@@ -352,13 +520,31 @@ def sketch(text, size=256):
     as good as random, but in every text it is the same ones.
     """
     hashes = set()
-    for sentence in re.split(r"[.!?]", text):
-        # Letters only, for editions differ in spaces, line breaks and punctuation. Short
+    for sentence in regex.split(r"\p{Sentence_Terminal}", text):  # . ! ? and those of all scripts
+        # Letters only, for editions differ in spaces, line breaks, punctuation and marks. Short
         # sentences are left out: "Yes", "he said" and the like stand in every novel.
-        letters = re.sub(r"[\W\d_]+", "", sentence).lower()
-        if len(letters) >= 20:
-            hashes.add(zlib.crc32(letters.encode()))
-    return set(heapq.nsmallest(size, hashes))
+        letters = regex.sub(r"\P{L}+", "", sentence).lower()
+        for piece in [letters] if len(letters) < 1000 else pieces(letters):
+            block = piece.encode()
+            if len(block) >= 20:  # 20 letters of English, 7 characters of Chinese
+                hashes.add(zlib.crc32(block))
+
+    # Where there is nothing but short sentences, only the very same text is an edition of it.
+    return set(heapq.nsmallest(size, hashes)) or {zlib.crc32(text.strip().encode())}
+
+
+def pieces(letters):
+    """Cut what has no sentence ends, such as Thai, where the letters themselves say so.
+
+    A cut is before every six letters whose hash divides by 32. So two editions are cut alike but
+    where they differ.
+    """
+    start = 0
+    for i in range(1, len(letters) - 5):
+        if zlib.crc32(letters[i:i + 6].encode()) % 32 == 0:
+            yield letters[start:i]
+            start = i
+    yield letters[start:]
 
 
 def overlap(a, b):

@@ -23,6 +23,17 @@ from lib.cli import write
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000"]
 SIDE_COLOURS = {"input": "black", "output": "0.55", "tied": "black"}  # of the embedding matrices
 
+
+
+def language_colours(n):
+    """A colour for each of n languages; those that the eight do not reach share a scale."""
+    if n <= len(COLOURS):
+        return COLOURS[:n]
+    from matplotlib import colormaps
+    others = n - 2
+    return COLOURS[:2] + [colormaps["viridis"](i / others) for i in range(others)]
+
+
 # marker, line and colour of the two mixes that the paper contrasts
 MIXES = {"90/10": ("o", "-", COLOURS[2]), "50/50": ("s", "--", COLOURS[3])}
 
@@ -118,8 +129,7 @@ def loss_curves(path, name, train, val):
 def draw_losses(ax, train, val):
     """Training loss, noisy and thin, under validation loss, of each language."""
     n_languages = len(train[0]["loss"] if train else val[0]["val_loss"])
-    for i in range(n_languages):
-        colour = COLOURS[i % len(COLOURS)]
+    for i, colour in enumerate(language_colours(n_languages)):
 
         # a rare language may have had no sequence since the line before: then it has no loss
         seen = [line for line in train if line["loss"][i] is not None]
@@ -127,7 +137,11 @@ def draw_losses(ax, train, val):
                 color=colour, lw=0.6, alpha=0.5)
         ax.plot(million_tokens(val), [line["val_loss"][i] for line in val], "o-",
                 ms=3, color=colour, label=f"EN{i + 1}")
-    ax.legend(frameon=False)
+    # of fifty languages the first and the last are named
+    handles, labels = ax.get_legend_handles_labels()
+    if n_languages > 12:
+        handles, labels = handles[:3] + handles[-1:], [*labels[:3], f"... {labels[-1]}"]
+    ax.legend(handles, labels, frameon=False)
     tidy(ax, xlabel="million tokens seen, of all languages", ylabel="loss, nats per token",
          title="thin: training text; dots: validation text")
 

@@ -56,9 +56,12 @@ def million_tokens(result, language):
 
 def extra_perplexity(result):
     """What the other languages cost EN1: 0.02 where its perplexity is 2 % above that of a
-    monolingual model of the same EN1 tokens.
+    monolingual model of the same EN1 tokens. None where no monolingual run had so few or so many.
     """
-    return value_of(result, "EN1", "ppl") / value_of(result, "EN1", "mlpe_interpolated") - 1
+    monolingual_ppl = value_of(result, "EN1", "mlpe_interpolated")
+    if monolingual_ppl is None:
+        return None
+    return value_of(result, "EN1", "ppl") / monolingual_ppl - 1
 
 
 def retrieval(result):

@@ -7,10 +7,12 @@
     python -m paper.reproduce --corpus=eltec-eng         # on a hundred novels
 
 Every run is train.py, then eval.py and align.py, called the way you would; each command is printed.
-What comes of them goes to paper/results/SCALE/CORPUS/: one JSON a run; README.md, with the tables
-so far; and the figures. A run whose JSON is there is finished and never repeated; an interrupted
-one goes on with the same command.
+What comes of them goes to paper/results/SCALE/CORPUS-HASH/: one JSON a run; README.md, with the
+tables so far; and the figures. The hash is of the corpus's text: another text has another folder.
+A run whose JSON is there is finished and never repeated; an interrupted one goes on with the same
+command.
 """
+import contextlib
 import json
 import os
 import platform
@@ -175,10 +177,10 @@ def print_tables(args, chosen, found, speed):
 def do(out, scale, corpus, name, options, seed, threads, running):
     """Train, evaluate and align one run, or go on with it, and write its JSON.
 
-    Returns what went wrong, in a line, or None. threads: {"OMP_NUM_THREADS": ...} or nothing.
-    running: a set that holds the process for as long as it runs.
+    options: of train.py. Returns what went wrong, in a line, or None. threads: {"OMP_NUM_THREADS":
+    ...} or nothing. running: a set that holds the process for as long as it runs.
     """
-    run_name = f"{scale}-{data.label(corpus)}-{name}-seed{seed}"
+    run_name = f"{scale}-{out.name}-{name}-seed{seed}"
     folder, log = Path("runs") / run_name, Path("runs") / f"{run_name}.txt"
     train_options = [f"--size={scale}", f"--corpus={corpus}"]
     train_options += [f"--{key}={value}" for key, value in options.items()]
@@ -228,7 +230,7 @@ def result_of(folder, command, threads):
     result = {
         "command": command,
         "tokens_per_s": float(np.median(speeds)),
-        "machine": f"{platform.system()} {platform.machine()}, {n_threads} threads, "
+        "machine": f"{processor()}, {platform.system()} {platform.machine()}, {n_threads} threads, "
                    f"torch {torch.__version__}",
         "config": config,
         "eval": json.loads((folder / "eval.json").read_text()),
@@ -239,8 +241,18 @@ def result_of(folder, command, threads):
     return result
 
 
-def read(out, scale):
-    """{run: {seed: its JSON}} of all finished runs.
+def processor():
+    """The name of this machine's CPU, or GPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    with contextlib.suppress(OSError, StopIteration):  # Linux has it in a file
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
+    return platform.processor() or "an unknown CPU"
+
+
+def read(out, scale, dtype):
+    """{run: {seed: its JSON}} of all finished runs of this scale's grid, in one type.
 
     Token efficiency is computed anew, from the monolingual runs of all seeds together.
     """
@@ -248,7 +260,8 @@ def read(out, scale):
     for path in sorted(out.glob("*.seed*.json")):
         name, _, seed = path.stem.rpartition(".seed")
         result = json.loads(path.read_text())
-        if name in options and agrees(result["config"], SIZES[scale] | options[name]):
+        wanted = SIZES[scale] | options.get(name, {}) | {"dtype": dtype}
+        if name in options and agrees(result["config"], wanted):
             found.setdefault(name, {})[int(seed)] = result
 
     results = []
@@ -257,6 +270,13 @@ def read(out, scale):
             results.append((None, SimpleNamespace(**result["config"]), result["eval"]))
     add_efficiency(results)
     return found
+
+
+def pick_dtype(out):
+    """The type of the runs whose JSON is there; else the faster one here."""
+    for path in sorted(out.glob("*.seed*.json")):
+        return json.loads(path.read_text())["config"]["dtype"]
+    return str(faster_dtype(pick_device("auto"))).removeprefix("torch.")
 
 
 def agrees(config, wanted):
@@ -288,7 +308,8 @@ def do_all(out, args, todo):
 
     def timed_do(name, seed):
         begun = time.time()
-        wrong = do(out, args.scale, args.corpus, name, options[name], seed, threads, running)
+        given = options[name] | {"dtype": args.dtype}
+        wrong = do(out, args.scale, args.corpus, name, given, seed, threads, running)
         return wrong, time.time() - begun
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C
@@ -308,7 +329,7 @@ def do_all(out, args, todo):
                     continue
 
                 # one more monolingual run moves the law, so all results are read anew
-                found = read(out, args.scale)
+                found = read(out, args.scale, args.dtype)
                 finished, spent = finished + flops, spent + seconds
                 rest = time_left(total, finished, spent, args.jobs, time.time() - start)
                 print(f"{name} seed {seed}: test perplexity {in_words(found[name][seed])}; "
@@ -346,6 +367,9 @@ def arguments():
     parser.option("--seeds", 3, "how many seeds, 0, 1, ...; the tables give mean and standard "
                   "deviation", int)
     parser.option("--tables", "all", "which tables, comma-separated; --list names them")
+    parser.option("--dtype", "auto", "type of the activations, the same in all runs; auto: that of "
+                  "the runs which are there, else the faster",
+                  choices=["auto", "float32", "bfloat16"])
     parser.option("--jobs", 1, "runs at once, each on its share of the cores; more than 1 helps "
                   "small models on a CPU", int)
     parser.option("--list", False, "show the tables, their runs and the time left, and run "
@@ -365,14 +389,19 @@ def arguments():
 
 def main():
     args, chosen = arguments()
-    out = Path("paper/results") / args.scale / data.label(args.corpus)
-    found = read(out, args.scale)
+    # results are of one text: that of another name, or of this name on another day, lie elsewhere
+    corpus = data.prepare(args.corpus, SIZES[args.scale]["vocab_size"])
+    label = f"{data.label(args.corpus)}-{corpus['sha256'][:8]}"
+    out = Path("paper/results") / args.scale / label
+    if args.dtype == "auto":
+        args.dtype = pick_dtype(out)
+    found = read(out, args.scale, args.dtype)
     todo = plan(args.scale, runs_of(args.scale, chosen), args.seeds, found)
     speed = measure_speed(args.scale) if todo else 1
 
     if args.list:
         print_tables(args, chosen, found, speed)
-    print(f"{args.scale} on {args.corpus}, {plural(args.seeds, 'seed')}: "
+    print(f"{args.scale} on {args.corpus} in {args.dtype}, {plural(args.seeds, 'seed')}: "
           f"{plural(len(todo), 'run')} to do, "
           f"about {duration(work(args.scale, todo) / speed)} of training at this machine's speed; "
           f"finished ones are in {out}")

@@ -187,6 +187,18 @@ def test_shuffled_pairs_are_of_one_position_and_never_a_state_with_itself():
     assert (order != other).float().mean() > 0.9
 
 
+def test_a_state_that_is_alone_at_its_position_is_paired_with_a_neighbour():
+    for positions in ([0, 1, 2, 3], [0, 0, 1, 2, 2], [0, 0, 0, 5], [4, 9], [1, 1, 2, 3, 3, 7]):
+        positions = torch.tensor(positions)
+        for seed in range(20):
+            order = align.shuffled(positions, torch.Generator().manual_seed(seed))
+            assert sorted(order.tolist()) == list(range(len(positions)))
+            assert (order != torch.arange(len(positions))).all(), positions
+            assert (positions[order] - positions).abs().max() <= 5
+    assert align.join_single(torch.tensor([0, 0, 1, 2, 2])).tolist() == [0, 0, 1, 1, 1]
+    assert align.join_single(torch.tensor([0, 0, 1])).tolist() == [0, 0, 0]
+
+
 # ------------------------------------------------------------------------------------------------
 # Hidden states of planted models
 

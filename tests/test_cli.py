@@ -1,8 +1,10 @@
 import errno
 import json
+import subprocess
+import sys
 
 import pytest
-from conftest import listing
+from conftest import ONE_THREAD, ROOT, listing
 
 from lib.cli import BadInput, Parser, plural, run_main, write, write_json
 
@@ -103,8 +105,36 @@ def test_under_torchrun_one_process_speaks(monkeypatch, capsys):
 
 
 def test_ctrl_c_is_no_traceback(monkeypatch, capsys):
-    code, _ = ending(KeyboardInterrupt(), monkeypatch, capsys)
-    assert "interrupted" in code
+    code, err = ending(KeyboardInterrupt(), monkeypatch, capsys)
+    assert code == 130
+    assert "interrupted" in err
+
+
+def test_nobody_reads_on_is_no_traceback(monkeypatch, capsys):
+    assert ending(BrokenPipeError(errno.EPIPE, "Broken pipe"), monkeypatch, capsys) == (0, "")
+
+
+def test_what_the_screen_cannot_show_is_a_question_mark(here):
+    (here / "script.py").write_text("from lib.cli import run_main\n"
+                                    "run_main(lambda: print('caf\\xe9 \\u65e5'))\n")
+    env = {**ONE_THREAD, "PYTHONIOENCODING": "cp1252", "PYTHONPATH": str(ROOT)}
+    out = subprocess.run([sys.executable, "script.py"], cwd=here, env=env, capture_output=True)
+    assert out.stdout.decode("cp1252").strip() == "café ?", out.stderr
+
+
+def test_a_process_that_is_told_to_end_cleans_up(here):
+    (here / "script.py").write_text(
+        "import time\nfrom lib.cli import run_main, write\n"
+        "def main():\n    with write('file') as f:\n        f.write(b'half')\n"
+        "        f.flush()\n        print('ready', flush=True)\n        time.sleep(60)\n"
+        "run_main(main)\n")
+    env = {**ONE_THREAD, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "script.py"], cwd=here, env=env,
+                               stdout=subprocess.PIPE)
+    process.stdout.readline()
+    process.terminate()
+    assert process.wait(timeout=60) == 143
+    assert listing(here) == ["script.py"]
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):

@@ -43,7 +43,7 @@ def names_and_texts(path):
 
 def test_the_text_of_a_tei_novel(here):
     (here / "novel.xml").write_text(TEI)
-    text = "Chapter I\nOne two three.\nA line\nWith a paragraph inside."
+    text = "Chapter I\nOne two three.\nA line\nWith\na paragraph\ninside."
     assert names_and_texts(here / "novel.xml") == [("novel", text)]
 
 

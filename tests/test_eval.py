@@ -201,6 +201,16 @@ def test_with_noise_the_interval_holds_the_truth_as_often_as_it_says():
     assert 85 <= hits < 100  # nominally 95
 
 
+def test_the_noise_of_the_interval_is_as_large_in_percent_at_every_length():
+    """Five points and three numbers to fit: at both ends the curve follows the noise."""
+    law, n = paper_law("english"), np.array([0.05, 0.1, 0.2, 0.5, 1]) * numbers.ONE
+    noise = [1.01, 0.99, 1.01, 0.99, 1.01]
+    fit = eval_.fit_law(n, [law.ppl(tokens) * x for tokens, x in zip(n, noise)], 200)
+    first, last = (np.std([1 / other.ppl(tokens) for other in fit.others]) / (1 / fit.ppl(tokens))
+                   for tokens in (n[0], n[-1]))
+    assert 0.6 < last / first < 1.6  # 1 / PPL itself is 3.6 times as large at the last
+
+
 def paper_law(language):
     """The law that the authors fitted, in tokens."""
     a, b, c = numbers.LAWS[language]
@@ -526,6 +536,42 @@ def test_a_run_is_evaluated_on_its_test_text_with_what_it_was_asked_for(work, mo
     assert eval_.load_result(run, 5, 1000) is None
     (work / "runs/both/eval.json").unlink()
     assert eval_.load_result(run, 5, 1000) is None
+
+
+def test_a_run_that_is_given_twice_counts_once():
+    n = np.geomspace(1e7, 1e9, 5)
+    noisy = planted_law(n) * np.linspace(0.98, 1.02, 5)
+
+    def results(times):
+        return [(None, SimpleNamespace(languages=1), {
+            "checkpoint": f"hash of {tokens}",
+            "languages": [{"tokens_seen": tokens, "ppl": ppl}]})
+            for tokens, ppl in zip(n, noisy) for _ in range(times)]
+
+    once, thrice = results(1), results(3)
+    assert len(eval_.law_points([(config, result) for _, config, result in thrice])) == 5
+    eval_.add_efficiency(once)
+    eval_.add_efficiency(thrice)
+    interval = once[2][2]["languages"][0]["teff_interval"]
+    assert interval == thrice[6][2]["languages"][0]["teff_interval"]
+    assert interval[1] > 1.05 * interval[0]
+
+
+def test_runs_of_two_types_are_remarked_on():
+    results = [(None, SimpleNamespace(languages=2, dtype=dtype), {"languages": []})
+               for dtype in ("float32", "bfloat16")]
+    assert "some of the runs are in bfloat16 and some in float32" in (
+        eval_.add_efficiency(results)[0])
+    assert "bfloat16" not in " ".join(eval_.add_efficiency(results[:1]))
+
+
+def test_a_loss_that_is_not_finite_is_no_score():
+    model = tiny_model()
+    text = np.random.default_rng(0).integers(0, 30, 300)
+    with torch.no_grad():
+        model.embedding[text[150]] = math.nan
+    with pytest.raises(BadInput, match="a loss is not finite"):
+        eval_.score(model, text, np.arange(30), 16, 4, CPU)
 
 
 def test_without_monolingual_runs_there_is_no_efficiency_and_it_is_said(work, monkeypatch, capsys):

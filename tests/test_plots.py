@@ -144,3 +144,10 @@ def test_one_legend_for_all_panels_and_a_whole_file(tmp_path):
             math.floor(1 / 0)
     assert (tmp_path / "page.png").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["page.png"]
+
+
+def test_no_two_languages_have_one_colour():
+    for n in (2, 8, 10, 50):
+        colours = plots.language_colours(n)
+        assert len({str(colour) for colour in colours}) == n
+        assert colours[:2] == plots.COLOURS[:2]  # EN1 and EN2 keep theirs

@@ -38,7 +38,7 @@ def plant(out, scale, names, seeds, teff=no_transfer, jitter=0.0):
 
 def planted_config(scale, options):
     config = SIZES[scale] | {"languages": options.get("languages", 2)} | options
-    config["version"] = runs.VERSION
+    config |= {"version": runs.VERSION, "dtype": "float32"}
     if "ratio" in options:
         config["ratio"] = str(options["ratio"])  # as on the command line
     return config
@@ -97,9 +97,13 @@ def planted_align(n_layer, seed):
     return {"layers": layers, "gradients": gradients, "embeddings": embeddings}
 
 
+def read(out, scale):
+    return reproduce.read(out, scale, "float32")
+
+
 def found_in(out, scale="nano"):
     """What report.py calls found: {name: [JSON of each seed]}."""
-    return {name: list(by_seed.values()) for name, by_seed in reproduce.read(out, scale).items()}
+    return {name: list(by_seed.values()) for name, by_seed in read(out, scale).items()}
 
 
 def rows(text, run):
@@ -160,6 +164,18 @@ def test_planted_efficiency_comes_out_in_the_tables(tmp_path):
     assert float(costly[4].split("%")[0]) == pytest.approx(expected, abs=0.5)
     assert mean(costly[5]) == pytest.approx(planted_law(2 * n), abs=0.01)  # of all tokens, mono100
     assert mean(costly[6]) == pytest.approx(0.9, abs=0.05)
+
+
+def test_a_table_with_a_gap_says_so(tmp_path):
+    """EN1 of 90/10 has seen more tokens than any monolingual run that is there."""
+    plant(tmp_path, "nano", ["mono5", "mono10", "mono20", "mono50", "mono100", "ratio0.9"], seeds=1)
+    for path in tmp_path.glob("mono100*"):
+        path.unlink()
+    found = found_in(tmp_path)
+    found["mono100"] = found["mono50"]  # its perplexity only stands in a column
+    assert report.extra_perplexity(found["ratio0.9"][0]) is None
+    cells = rows(report.costs(found, ["ratio0.9"], numbers.SMALL), "ratio0.9")[0]
+    assert cells[3] == cells[4] == "-"
 
 
 def test_en2_of_ten_languages_is_one_of_the_nine_with_their_mean_beside_it(tmp_path):
@@ -338,7 +354,7 @@ def test_a_table_shows_what_is_there_and_names_what_is_not(tmp_path):
     out = tmp_path / "results"
 
     def write(changed=None):
-        report.write_report(out, "nano", reproduce.read(out, "nano"), changed)
+        report.write_report(out, "nano", read(out, "nano"), changed)
         return (out / "README.md").read_text()
 
     # two runs: one table
@@ -390,7 +406,7 @@ def test_only_the_figures_that_the_new_run_is_part_of_are_drawn_again(tmp_path, 
 
     def drawn_for(changed):
         drawn.clear()
-        report.write_report(tmp_path, "nano", reproduce.read(tmp_path, "nano"), changed)
+        report.write_report(tmp_path, "nano", read(tmp_path, "nano"), changed)
         return set(drawn)
 
     everything = {name for name, table in tables.items() if table.draw}

@@ -73,10 +73,19 @@ def test_the_order_leaves_the_most_when_it_is_stopped_early(tmp_path):
     result = json.loads(changed.read_text())
     result["config"]["lr"] = 1.0
     changed.write_text(json.dumps(result))
-    left = reproduce.plan("nano", names, 2, reproduce.read(tmp_path, "nano"))
+    left = reproduce.plan("nano", names, 2, reproduce.read(tmp_path, "nano", "float32"))
     assert set(todo) - set(left) == {
         ("ratio0.9", 0), ("ratio0.9", 1), ("mono100", 1), ("ten-hub", 0), ("ten-hub", 1)}
     assert left == [run for run in todo if run in left]  # in the same order
+
+    # nor does one in another type stand in for one in this, nor one of an older version
+    assert reproduce.pick_dtype(tmp_path) == "float32"
+    assert reproduce.read(tmp_path, "nano", "bfloat16") == {}
+    for path in tmp_path.glob("*.json"):
+        result = json.loads(path.read_text())
+        result["config"]["version"] -= 1
+        path.write_text(json.dumps(result))
+    assert reproduce.read(tmp_path, "nano", "float32") == {}
 
 
 def test_the_results_that_are_kept_in_the_repository_are_still_read():
@@ -84,7 +93,7 @@ def test_the_results_that_are_kept_in_the_repository_are_still_read():
     folders = [path for path in (ROOT / "paper/results").glob("*/*") if path.is_dir()]
     assert folders
     for out in folders:
-        found = reproduce.read(out, out.parent.name)
+        found = reproduce.read(out, out.parent.name, reproduce.pick_dtype(out))
         files = {path.stem for path in out.glob("*.seed*.json")}
         read = {f"{name}.seed{seed}" for name, by_seed in found.items() for seed in by_seed}
         assert read == files
@@ -128,25 +137,26 @@ def start(folder, *options):
 
 
 def test_an_interrupted_grid_goes_on_and_a_failed_run_does_not_stop_the_others(tiny):
-    results = tiny / "paper/results/nano/books"
-
     # stopped in the middle of its first run
     first = start(tiny, "--tables=alignment")
-    log = tiny / "runs/nano-books-ratio0.9-seed0/log.jsonl"
     deadline = time.time() + 120
     while time.time() < deadline:
-        if log.exists() and log.read_text().count("\n") > 5:
+        logs = list(tiny.glob("runs/nano-books-*-ratio0.9-seed0/log.jsonl"))
+        if logs and logs[0].read_text().count("\n") > 5:
             break
         time.sleep(0.02)
     first.send_signal(signal.SIGTERM)
     out = first.communicate(timeout=120)[0]
     assert first.returncode == 130 and "goes on where" in out, out
-    said = (tiny / "runs/nano-books-ratio0.9-seed0.txt").read_text()
+    run = logs[0].parent.name  # nano-books-HASH-ratio0.9-seed0, the hash that of the text
+    text = run.removeprefix("nano-").removesuffix("-ratio0.9-seed0")
+    results = tiny / "paper/results/nano" / text
+    said = (tiny / f"runs/{run}.txt").read_text()
     assert "interrupted and saved" in said
     assert not list(results.glob("*.json"))
 
     # the same command goes on; the second run has a folder that train.py will not overwrite
-    bad = tiny / "runs/nano-books-ratio0.5-seed0"
+    bad = tiny / "runs" / run.replace("0.9", "0.5")
     bad.mkdir()
     (bad / "something.txt").write_text("in the way")
     second = start(tiny, "--tables=alignment")
@@ -154,7 +164,6 @@ def test_an_interrupted_grid_goes_on_and_a_failed_run_does_not_stop_the_others(t
     assert second.returncode == 1 and "FAILED ratio0.5 seed 0: train.py" in out, out
     assert "exists: add --resume" in out, out
     # every call, as a person would make it
-    run = "nano-books-ratio0.9-seed0"
     for call in (f"train.py --run={run} --resume", f"eval.py runs/{run}", f"align.py runs/{run}"):
         assert f"  python {call}\n" in out
     done = results / "ratio0.9.seed0.json"
@@ -163,7 +172,11 @@ def test_an_interrupted_grid_goes_on_and_a_failed_run_does_not_stop_the_others(t
     assert one["ppl"] < two["ppl"]
     assert len(result["align"]["layers"]) == 2
     assert [line["step"] for line in result["log"]] == [40 * i for i in range(1, 11)]
-    assert result["command"] == "python train.py --size=nano --corpus=books --ratio=0.9 --seed=0"
+    assert result["command"] == (
+        "python train.py --size=nano --corpus=books --ratio=0.9 "
+        f"--dtype={result['config']['dtype']} --seed=0")
+    assert result["config"]["corpus_sha256"].startswith(results.name.removeprefix("books-"))
+    assert "threads" in result["machine"] and not result["machine"].startswith(("Linux", ","))
 
     # the failed one alone is done again
     shutil.rmtree(bad)
@@ -176,6 +189,11 @@ def test_an_interrupted_grid_goes_on_and_a_failed_run_does_not_stop_the_others(t
 
     listed = start(tiny, "--list").communicate(timeout=120)[0]
     assert "2 of 2 runs finished\n" in listed and "2 of 8 runs finished, " in listed
+
+    # the same name with another text in it: none of its runs is finished
+    write_corpus(tiny / "books", seed=1)
+    listed = start(tiny, "--list").communicate(timeout=120)[0]
+    assert "0 of 2 runs finished, " in listed and "0 of 8 runs finished, " in listed
 
 
 @pytest.mark.parametrize("options, expected", [

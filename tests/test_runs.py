@@ -99,17 +99,21 @@ def test_the_log_is_read_by_what_a_line_has(here):
 def test_a_run_without_a_name_has_one_after_its_options(here):
     config = CONFIG
     given = {"ratio": "0.9", "corpus": "my novels/a.txt", "device": "cpu", "micro_batch": 4}
-    first = runs.new_folder(None, given, config)
+    first, _ = runs.new_folder(None, given, config)
     assert first == Path("runs/ratio0.9-corpusmy_novels_a.txt")  # the machine is not in it
-    assert runs.new_folder(None, given, config) == first.with_name(first.name + "-2")
-    assert runs.new_folder(None, given, config) == first.with_name(first.name + "-3")
-    assert runs.new_folder(None, {}, config) == Path("runs/default")
+    assert runs.new_folder(None, given, config)[0] == first.with_name(first.name + "-2")
+    assert runs.new_folder(None, given, config)[0] == first.with_name(first.name + "-3")
+    assert runs.new_folder(None, {}, config)[0] == Path("runs/default")
     assert runs.read_config(first) == config
 
 
 def test_a_name_is_taken_once(here):
     config = CONFIG
-    assert runs.new_folder("mine", {}, config) == Path("runs/mine")
+    folder, held = runs.new_folder("mine", {}, config)
+    assert folder == Path("runs/mine")
+    with pytest.raises(BadInput, match="is being trained by another process"):
+        runs.new_folder("mine", {}, config)
+    os.close(held)
     for again in (lambda: runs.check_new("mine"), lambda: runs.new_folder("mine", {}, config)):
         with pytest.raises(BadInput, match="exists: add --resume"):
             again()
@@ -119,7 +123,7 @@ def test_a_folder_that_a_killed_run_left_empty_may_be_used(here):
     (here / "runs/mine").mkdir(parents=True)
     (here / "runs/mine/.config.json.123.tmp").write_text("{")
     runs.check_new("mine")
-    assert runs.new_folder("mine", {}, CONFIG) == Path("runs/mine")
+    assert runs.new_folder("mine", {}, CONFIG)[0] == Path("runs/mine")
 
 
 def test_a_folder_that_is_no_run_names_those_that_are(here):
@@ -132,6 +136,26 @@ def test_a_folder_that_is_no_run_names_those_that_are(here):
         (here / "runs/three/config.json").write_text(content)
         with pytest.raises(BadInput, match="no run with a config.json; there are: one, three, two"):
             runs.read_config(Path("runs/three"))
+
+
+def test_of_two_runs_that_begin_at_once_neither_overwrites_the_other(here):
+    """The folder is there and empty, as between another process's mkdir and its first file."""
+    options = {"ratio": "0.9"}
+    (here / "runs/ratio0.9").mkdir(parents=True)
+    held = runs.lock(Path("runs/ratio0.9"))
+    folder, _ = runs.new_folder(None, options, CONFIG)
+    assert folder == Path("runs/ratio0.9-2")  # the next number
+    with pytest.raises(BadInput, match="is being trained by another process"):
+        runs.new_folder("ratio0.9", options, CONFIG)
+    assert not list(Path("runs/ratio0.9").iterdir())
+    os.close(held)
+
+
+def test_a_file_of_that_name_is_no_folder(here):
+    (here / "runs").mkdir()
+    (here / "runs/mine").write_text("")
+    with pytest.raises(BadInput, match="exists"):
+        runs.new_folder("mine", {}, CONFIG)
 
 
 def test_a_run_of_an_older_version_is_refused_in_a_line(here):
@@ -218,6 +242,10 @@ def test_a_run_whose_corpus_has_changed_does_not_go_on(here, monkeypatch, capsys
     train_here(here, *TINY, "--steps=2", "--run=old")
     before = listing(here / "runs"), history(here / "runs/old")
     (here / "books/book00.txt").write_text("Something else, and again something else. " * 50)
+    [run] = runs.open_runs(["old"], "cpu")  # what was prepared from the old text is there still
+    assert run.corpus["files"] == run.config.data_sha256
+
+    data.shutil.rmtree(here / "data")
     error = fails(train.main, ["--run=old", "--resume"], monkeypatch, capsys)
     assert "the corpus books is not what it was when runs/old began" in error
     with pytest.raises(BadInput, match="not what it was"):
@@ -241,3 +269,58 @@ def test_the_languages_of_a_run_are_those_of_its_config(made, monkeypatch):
     run.config.seed = 1  # other anchor points
     assert (runs.make_table(run.config, run.corpus) != run.table).any()
     assert data.tokens(run.corpus, "train").max() < 300
+
+
+# ------------------------------------------------------------------------------------------------
+# The text of a run
+
+def test_a_run_is_opened_when_its_text_has_moved(made, monkeypatch, tmp_path):
+    work, folder = made
+    monkeypatch.chdir(work)
+    config = runs.read_config(folder)
+    config.corpus = "no/longer/there"
+    corpus = runs.open_corpus(folder, config)  # what was prepared is in data/ still
+    assert corpus["files"] == config.data_sha256
+
+    # prepared nowhere: it is made again, from where the text is now
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput, match="neither a file nor"):
+        runs.open_corpus(folder, config)
+    again = runs.open_corpus(folder, config, corpus=str(work / "books"))
+    assert again["files"] == config.data_sha256
+    write_corpus(tmp_path / "others", seed=1)
+    runs.data.shutil.rmtree(tmp_path / "data")
+    with pytest.raises(BadInput, match="is not what it was .* say with --corpus=PATH"):
+        runs.open_corpus(folder, config, corpus="others")
+
+
+def test_the_command_that_made_a_run_goes_on_with_it(made, monkeypatch):
+    work, _ = made
+    monkeypatch.chdir(work)
+    given = {"run": "made", "ratio": "0.9", "dtype": "auto", "steps": 4, "corpus": "elsewhere"}
+    folder, config = runs.old_folder("made", given)
+    assert config.dtype == "float32" and config.corpus == "books"
+    with pytest.raises(BadInput, match="another configuration: dtype=float32"):
+        runs.old_folder("made", {"dtype": "bfloat16"})
+
+
+def test_files_among_the_folders_of_runs_are_passed_over(made, monkeypatch):
+    work, folder = made
+    monkeypatch.chdir(work)
+    (work / "runs/align.png").write_bytes(b"")
+    names = [run.folder.name for run in runs.open_runs(["runs/align.png", "runs/made"], "cpu")]
+    assert names == ["made"]
+    with pytest.raises(BadInput, match="expected folders of runs"):
+        list(runs.open_runs(["runs/align.png"], "cpu"))
+
+
+def test_a_checkpoint_with_weights_that_are_not_finite_is_refused(made, monkeypatch, tmp_path):
+    run = open_made(made, monkeypatch)
+    run.go_on()
+    with torch.no_grad():
+        run.model.embedding[7, 3] = math.nan
+    run.folder = tmp_path
+    monkeypatch.setattr(runs, "check_finite", lambda run, tensors: None)
+    run.save()
+    with pytest.raises(BadInput, match=r"weights that are not finite \(embedding\)"):
+        runs.load_checkpoint(tmp_path, run.config)

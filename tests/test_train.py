@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY, fails, finish, history, listing, script, train_here
+from conftest import ONE_THREAD, TINY, fails, finish, history, listing, script, train_here
 
 import clone
 import data
@@ -59,7 +59,7 @@ def test_a_run_learns_and_says_what_it_learned(trained):
     assert all(len(line["loss"]) == 3 for line in losses)
     assert losses[-1]["loss"][0] == pytest.approx(last[0], abs=0.3)
 
-    for word in (f"{math.exp(last[2]):,.2f}", "EN3", "tokens/s", "Next:", "--ratio=0.5"):
+    for word in (f"{math.exp(last[2]):,.2f}", "EN3", "tokens/s", "Next:", "--languages=3"):
         assert word in out
     assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
 
@@ -312,18 +312,69 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(prepar
     process.kill()
     process.communicate()
 
-    # break the checkpoint as a broken step would
+    # the weights so large that the next loss overflows
     state = checkpoint(folder)
-    state["model"]["position"][3] = math.nan
+    state["model"]["norm.weight"][:] = 1e38
     torch.save(state, folder / "model.pt")
     broken = (folder / "model.pt").read_bytes()
     process = script(prepared, "train.py", "--run=nan", "--resume")
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "not finite" in err
-    assert "checkpoint" in err
+    assert "the last good checkpoint is kept" in err
     assert "Traceback" not in err
     assert (folder / "model.pt").read_bytes() == broken
+
+
+def test_one_step_at_a_learning_rate_far_too_high_is_no_success(prepared):
+    """The loss of the only step is fine, the weights after it are not."""
+    process = script(prepared, "train.py", *TINY, "--steps=1", "--lr=1e30", "--run=one-wild")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "lower --lr" in err
+    assert not (prepared / "runs/one-wild/model.pt").exists()
+    assert not runs.read_log(prepared / "runs/one-wild", "val_loss")
+
+
+def test_a_run_whose_words_nobody_reads_to_the_end_goes_on(prepared):
+    process = script(prepared, "train.py", *TINY, "--steps=60", "--run=head")
+    process.stdout.readline()
+    process.stdout.close()  # as `| head -1` does
+    _, err = process.stderr.read(), process.wait(timeout=120)
+    assert process.returncode == 0, err
+    assert runs.read_log(prepared / "runs/head", "val_loss")[-1]["step"] == 60
+    assert checkpoint(prepared / "runs/head")["step"] == 60
+
+
+def test_compiling_without_a_compiler_is_one_line_and_takes_no_name(prepared):
+    env = {**ONE_THREAD, "CXX": "/bin/false", "TORCHINDUCTOR_CACHE_DIR": str(prepared / "cache")}
+    process = script(prepared, "train.py", *TINY, "--compile", "--run=compiled", env=env)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "--compile does not work here" in err
+    assert err.count("\n") == 1
+    assert not (prepared / "runs/compiled").exists()
+
+
+@pytest.mark.parametrize("options, expected", [
+    ("--corpus=my/books --steps=5", "--ratio=0.5 --corpus=my/books --steps=5"),
+    ("--languages=10 --ratio=0.5", "--languages=10"),
+    ("--tied --size=mini --n_layer=2", "--ratio=0.5 --tied=true --size=mini --n_layer=2"),
+])
+def test_the_contrast_is_the_same_run_in_another_mix(monkeypatch, options, expected):
+    monkeypatch.setattr("sys.argv", ["train.py", *options.split()])
+    command = train.command(train.make_config(*train.options().parse()))
+    assert sorted(command.split()) == sorted(["python", "train.py", *expected.split()])
+
+
+def test_a_default_that_is_given_changes_nothing(monkeypatch):
+    configs = []
+    for options in ([], ["--n_head=8"], ["--d_model=512"], ["--n_head=4"]):
+        monkeypatch.setattr("sys.argv", ["train.py", "--size=mini", *options])
+        configs.append(train.make_config(*train.options().parse()))
+    assert configs[0] == configs[1] == configs[2]
+    assert configs[0].d_head == 32  # narrower than 512 / 8
+    assert configs[3].d_head == 128
 
 
 def test_a_learning_rate_far_too_high_ends_in_a_message(prepared):
@@ -483,7 +534,9 @@ BAD_SETTINGS = [
     ("--micro_batch=0", "more than 0"),
     ("--lr=nan", "more than 0"),
     ("--lr=inf", "more than 0"),
-    ("--seed=-1", "0 or more"),
+    ("--seed=-1", "expected 0 to 2**63 - 1"),
+    ("--seed=18446744073709551616", "expected 0 to 2**63 - 1"),
+    ("--anchor_seed=-1", "expected 0 or more"),
     ("--d_model=65", "not a multiple"),
     ("--size=huge", "invalid choice"),
     ("--tied=maybe", "neither true nor false"),
