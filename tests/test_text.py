@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -95,13 +96,22 @@ def test_documents_of_normal_size_stay_whole_and_large_ones_are_cut(here):
 
 
 def test_a_text_of_a_few_words_is_split_or_refused(here):
-    (here / "few.txt").write_text("日本語で" * 8)  # cut between two characters, and in none
-    manifest = data.prepare("few.txt", 257)
-    texts = texts_of(manifest)
-    assert "".join(texts[name] for name in sorted(texts, key=number)) == "日本語で" * 8
+    for text in ("日本語で" * 8, "😀😃😄😁" * 8, "One long line after another. " * 30 + "\n"):
+        (here / "few.txt").write_text(text * 4)  # cut between two characters, and in none
+        manifest = data.prepare("few.txt", 257)
+        texts = texts_of(manifest)
+        assert "".join(texts[name] for name in sorted(texts, key=number)) == text * 4
+        assert manifest["bytes"]["train"] / len(text.encode()) / 4 == pytest.approx(0.9, abs=0.03)
     (here / "fewer.txt").write_text("One")
     with pytest.raises(BadInput, match="too small to be split"):
         data.prepare("fewer.txt", 257)
+
+
+@pytest.mark.parametrize("n, expected", [(48, 2), (52, 3)])
+def test_a_document_is_taken_if_that_brings_a_split_nearer_to_its_share(n, expected):
+    parts = data.split_documents([data.Document(str(i), 0, 1000) for i in range(n)])
+    assert len(parts["val"]) == len(parts["test"]) == expected
+    assert len(set(sum(parts.values(), []))) == n
 
 
 def test_a_large_package_is_several_documents_that_end_with_a_file(here, monkeypatch):
@@ -246,6 +256,23 @@ def test_the_running_text_of_tei(here, what):
     assert read("novel.xml")[0] == [("novel", expected)]
 
 
+@pytest.mark.parametrize("block", "p l ab head item speaker stage cell".split())
+def test_a_block_is_a_line(here, block):
+    (here / "a.xml").write_text(tei(f"<quote>a<{block}>b<hi>c</hi></{block}>d</quote>"))
+    assert read("a.xml")[0] == [("a", "a\nbc\nd")]
+
+
+def test_one_text_of_a_corpus_is_held_at_a_time(here):
+    texts = "".join(tei("<p>One more paragraph.</p>" * 1000) for _ in range(30))
+    (here / "all.xml").write_text(f"<teiCorpus>{texts}</teiCorpus>")
+    tracemalloc.start()
+    with open("all.xml", "rb") as stream:
+        assert sum(1 for _ in corpora.tei(stream)) == 30
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3e6  # bytes; all of them together would take twice as much
+
+
 def test_every_text_of_a_corpus_is_a_document_and_a_group_is_one(here):
     header = "<teiHeader><p>about</p></teiHeader>"
     one, two = tei("<p>One</p>"), tei("<p>Two</p>")
@@ -361,11 +388,11 @@ def test_an_encrypted_zip_is_refused_as_soon_as_it_is_downloaded(here):
 # Editions of one text
 
 def chinese(n, seed):
-    """n sentences of 8 to 20 random characters."""
+    """n sentences of 8 to 18 random characters."""
     rng = random.Random(seed)
     said = []
     for _ in range(n):
-        said.append("".join(chr(0x4E00 + rng.randrange(3000)) for _ in range(rng.randint(8, 20))))
+        said.append("".join(chr(0x4E00 + rng.randrange(3000)) for _ in range(rng.randint(8, 18))))
     return said
 
 
@@ -487,9 +514,10 @@ def test_a_reader_of_docstrings_ends_with_the_process_that_started_it(here):
             "pool = ProcessPoolExecutor(1, spawn, corpora.start_worker)\n"
             "print(pool.submit(os.getpid).result(), flush=True)\n"
             "os.kill(os.getpid(), 9)\n")
-    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True,
-                          stderr=subprocess.DEVNULL, timeout=60)
-    reader, deadline = int(done.stdout), time.time() + 10
+    with open("reader", "w") as f:  # no pipe, which a reader that lives on would keep open
+        subprocess.run([sys.executable, "-c", code], stdout=f, stderr=subprocess.DEVNULL,
+                       timeout=60)
+    reader, deadline = int(Path("reader").read_text()), time.time() + 10
     while time.time() < deadline:
         try:
             os.kill(reader, 0)
