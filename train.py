@@ -1,6 +1,6 @@
 """Train one transformer on several clones of one language; watch how well it learns each.
 
-    python train.py --ratio=0.9                  # 90 % EN1, 10 % EN2: 6 to 18 minutes, 2 cores
+    python train.py --ratio=0.9                  # 90 % EN1, 10 % EN2: 5 to 20 minutes, 2 cores
     python train.py --ratio=0.5 --run=balanced   # the contrast
     python train.py --languages=1 --steps=500    # monolingual
     python train.py --run=balanced --resume      # go on where a killed run stopped
