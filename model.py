@@ -12,7 +12,6 @@ Shapes: B batch, T context, D width (d_model), H heads, V all ids of all languag
 import contextlib
 import ctypes
 import math
-import os
 import sys
 import time
 
@@ -21,6 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from data import VOCAB_SIZE
+from lib import ddp
 from lib.cli import BadInput
 
 # A size is a model and the recipe that goes with it. What all share is the paper's.
@@ -281,7 +281,7 @@ def pick_device(name):
         raise BadInput(f"--device={name} is not here: "
                        f"expected {', '.join(there)} or auto") from None
     if str(device) == "cuda":
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        return torch.device("cuda", ddp.local_rank())
     return device
 
 

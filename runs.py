@@ -274,9 +274,8 @@ def open_runs(names, device, minimum=1, corpus=None):
     """Yield a Run for each finished run, given as runs/NAME or NAME, its model ready to be read.
 
     corpus: where their text is now, if it is not where it was (open_corpus). Everything is checked
-    before the first is yielded. Raises BadInput for a run that is not there,
-    not finished, without a checkpoint, of another corpus than the first one's, or of fewer
-    languages than the minimum.
+    before the first is yielded. Raises BadInput for a run that is not there, not finished, without
+    a checkpoint, of another corpus than the first one's, or of fewer languages than the minimum.
     """
     found = []
     for name in names:

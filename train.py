@@ -292,13 +292,13 @@ def open_run(args, given):
         clone.windows(ids, config.context)  # raises if there is too little of it
 
     # a new run: its config is complete now, so write it down
+    held = None  # the lock, which the first process holds to its end
     if folder is None:
         config.vocab_size = corpus["vocab_size"]
         if config.dtype == "auto":
             config.dtype = str(faster_dtype(device)).removeprefix("torch.")
         config.corpus_sha256, config.data_sha256 = corpus["sha256"], corpus["files"]
         config = ddp.share(config)  # two processes may find different types faster
-        held = None
         if ddp.first():
             folder, held = runs.new_folder(args.run, given, config)
         folder = ddp.share(folder)
@@ -308,7 +308,7 @@ def open_run(args, given):
     torch.manual_seed(config.seed)
     model = runs.make_model(config, device)
     run = runs.Run(folder, config, corpus, runs.make_table(config, corpus), model)
-    run.lock = held if ddp.first() else None  # held to the end of the process
+    run.lock = held
     run.optimizers = make_optimizers(model, config)
     run.tokens = [0] * config.languages
     run.sums = torch.zeros(2, config.languages, device=device)
