@@ -29,7 +29,7 @@ from lib.bpe import encoder
 from lib.cli import BadInput, Parser, progress, run_main, write_json
 from model import pick_device
 
-TEST_TOKENS = 262144  # scored a language, about
+TEST_TOKENS = 131072  # scored a language, about
 SWITCH_TOKENS = 65536  # of test text, for the code-switch test
 B_RANGE = 0.01, 3.0  # of the law's exponent
 
@@ -273,6 +273,11 @@ def recipe(config):
     return json.dumps(shared, sort_keys=True)
 
 
+def setting(config):
+    """What of a config a monolingual run may have of its own, as a tuple."""
+    return tuple(getattr(config, key, None) for key in TUNED)
+
+
 def law_points(group):
     """[(tokens, perplexity)] of the monolingual runs among [(config, result)].
 
@@ -289,9 +294,8 @@ def law_points(group):
             seen.add(checkpoint)
         if config.languages == 1:
             language = result["languages"][0]
-            setting = tuple(getattr(config, key, None) for key in TUNED)
             settings = by_tokens.setdefault(language["tokens_seen"], {})
-            settings.setdefault(setting, []).append(language["ppl"])
+            settings.setdefault(setting(config), []).append(language["ppl"])
 
     points = []
     for n, settings in by_tokens.items():
@@ -300,14 +304,51 @@ def law_points(group):
     return points
 
 
+def monolingual_options(steps, batch_size, percent):
+    """Options of train.py for a monolingual run on so many percent of a run's tokens, at its best.
+
+    Batches are halved, and steps doubled, until there are 1,500 steps: a short run of large batches
+    is short of steps as well as of tokens (paper/search.md, "the baseline").
+    """
+    tokens = steps * batch_size * percent / 100
+    steps = steps * percent / 100
+    while steps < 1500 and batch_size > 1:
+        steps, batch_size = steps * 2, batch_size // 2
+    return {"languages": 1, "steps": round(tokens / batch_size), "batch_size": batch_size}
+
+
+def monolingual_beside(folder, config):
+    """[(tokens, perplexity)] of the finished monolingual runs beside a run, in the same folder.
+
+    They are of the same recipe and type, and their perplexity is on validation text, as train.py
+    logs it. So they need no eval.py, and all are scored on one text.
+    """
+    group = []
+    for path in folder.parent.glob("*/config.json"):
+        try:
+            other = runs.read_config(path.parent)
+            last = runs.read_log(path.parent, "val_loss")[-1]
+        except (BadInput, OSError, ValueError, IndexError):
+            continue  # of an older version, or only just begun
+        finished = last["step"] == other.steps
+        if finished and (recipe(other), other.dtype) == (recipe(config), config.dtype):
+            languages = []
+            for tokens, loss in zip(last["tokens_seen"], last["val_loss"]):
+                languages.append({"tokens_seen": tokens, "ppl": math.exp(min(loss, 700))})
+            group.append((other, {"languages": languages}))
+    return law_points(group)
+
+
 def add_efficiency(results):
     """Add MLPE, MLTE and TEff to each language of [(folder, config, result)]; return the remarks.
 
     By the law, with an interval and whether it is extrapolated; and interpolated between the runs.
-    Runs are measured against monolingual ones of the same recipe.
+    Runs are measured against monolingual ones of the same recipe. "teff_same_batch" is by those of
+    them alone that have the run's own batch size and learning rate, as the paper's do: a short one
+    of large batches has few steps, so it is the easier to beat.
     """
     keys = ("mlpe", "mlte", "teff", "teff_interval", "extrapolated", "mlpe_interpolated",
-            "teff_interpolated")
+            "teff_interpolated", "teff_same_batch")
     groups = {}
     for _, config, result in results:
         for language in result["languages"]:
@@ -329,10 +370,14 @@ def add_efficiency(results):
             remarks.append(f"no token efficiency for {without} of the runs: {error}")
             continue
         remarks.append(describe(law, len(points)))
-        for _, result in group:
+        for config, result in group:
+            same_batch = law_points([(c, r) for c, r in group if setting(c) == setting(config)])
             for language in result["languages"]:
-                if language["tokens_seen"]:
-                    language |= efficiency(language["tokens_seen"], language["ppl"], law, points)
+                n, ppl = language["tokens_seen"], language["ppl"]
+                if n:
+                    language |= efficiency(n, ppl, law, points)
+                    between = interpolate(same_batch, ppl=ppl) if same_batch else None
+                    language["teff_same_batch"] = between and between / n
     return remarks
 
 

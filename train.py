@@ -24,6 +24,7 @@ import align
 import clone
 import data
 import runs
+from eval import interpolate, monolingual_beside, monolingual_options
 from lib import ddp, plots
 from lib.cli import BadInput, Parser, plural, run_main, say
 from model import SIZES, faster_dtype, keep_freed_memory, pick_device
@@ -374,12 +375,26 @@ def report(run):
     """The table at the end of a run, and what to do next."""
     folder, config = run.folder, run.config
     final = runs.read_log(folder, "val_loss")[-1]
-    print(f"\n{'':6}{'share':>8}{'tokens seen':>14}{'loss':>9}{'perplexity':>12}   (validation "
-          "text, the same for every language; loss in nats per token)")
+    points = []  # of the monolingual runs that it may be measured against
+    if config.languages > 1:
+        points = monolingual_beside(folder, config)
+
+    beside = f"{'monolingual':>13}{'TEff':>7}" if points else ""
+    print(f"\n{'':6}{'share':>8}{'tokens seen':>14}{'loss':>9}{'perplexity':>12}{beside}   "
+          "(validation text, the same for every language; loss in nats per token)")
     for l, (tokens, loss) in enumerate(zip(final["tokens_seen"], final["val_loss"])):
         perplexity = math.exp(min(loss, 700))
-        print(f"EN{l + 1:<4}{tokens / final['tokens']:8.1%}{tokens:14,}{loss:9.3f}"
-              f"{perplexity:12,.2f}")
+        line = (f"EN{l + 1:<4}{tokens / final['tokens']:8.1%}{tokens:14,}{loss:9.3f}"
+                f"{perplexity:12,.2f}")
+        if points:
+            line += beside_monolingual(points, tokens, perplexity)
+        print(line)
+    if points:
+        print("\nmonolingual: what a monolingual model has on as many tokens, by "
+              f"{plural(len(points), 'run')} in {folder.parent}/\n"
+              "TEff: token efficiency, the tokens on which a monolingual model is as good, over "
+              "those seen here.\n      Above 1, something crossed over from the other language\n"
+              "-: outside the range of these runs")
 
     print(f"\n{folder / 'loss.png'} shows the run. Next:")
     print(f"  python eval.py {folder}            # test perplexity per language")
@@ -391,23 +406,56 @@ def report(run):
             print(f"  {command(config, ratio=0.9)}   # an imbalanced mix, for contrast")
         else:
             print(f"  {command(config)}   # the balanced mix, for contrast")
+    if config.languages > 1 and not points:
+        print_monolingual_commands(folder, config)
 
 
-def command(config, ratio=None):
-    """The command of a run like this one, in another mix: even shares, or a --ratio.
+def beside_monolingual(points, tokens, perplexity):
+    """Two cells of the table: what a monolingual model has on as many tokens, token efficiency.
 
-    It names what is not a default.
+    points: [(tokens, perplexity)] of monolingual runs; between them it is interpolated.
     """
+    cells = ["-", "-"]
+    if tokens:
+        same_tokens = interpolate(points, n=tokens)
+        same_perplexity = interpolate(points, ppl=perplexity)
+        if same_tokens:
+            cells[0] = f"{same_tokens:,.2f}"
+        if same_perplexity:
+            cells[1] = f"{same_perplexity / tokens:.2f}"
+    return f"{cells[0]:>13}{cells[1]:>7}"
+
+
+def print_monolingual_commands(folder, config):
+    """How to see what a monolingual model has on as many tokens: the runs that it takes."""
+    percents = (10, 20, 50, 100)
+    print("\nHow good is that? Train monolingual models on a part of these tokens, at their best;\n"
+          f"together they take about {sum(percents) / 100:.1f} times as long as this run:")
+    names = []
+    for percent in percents:
+        options = monolingual_options(config.steps, config.batch_size, percent)
+        names.append(f"{folder.name}-mono{percent}")
+        print(f"  {command(config, **options)} --run={names[-1]}")
+    print(f"Then the token efficiency of each language:\n"
+          f"  python eval.py {' '.join([folder.name, *names])}")
+
+
+def command(config, ratio=None, **changes):
+    """The command of a run like this one, but for the changes, or in another mix.
+
+    A mix is even shares, or a --ratio. It names what is not a default.
+    """
+    config = vars(config) | changes
     words = ["python train.py"]
     if ratio is not None:
         words.append(f"--ratio={ratio}")
-    if config.languages != 2:
-        words.append(f"--languages={config.languages}")
+    if config["languages"] != 2:
+        words.append(f"--languages={config['languages']}")
     elif ratio is None:
         words.append("--ratio=0.5")
-    defaults = options().defaults | SIZES[config.size]
+    defaults = options().defaults | SIZES[config["size"]]
     of_the_mix = {"ratio", "languages", "schedule", "dtype", "d_head"}
-    for key, value in vars(config).items():
+    for key, value in config.items():
         if key in defaults and key not in of_the_mix and value != defaults[key]:
             words.append(f"--{key}={str(value).lower() if isinstance(value, bool) else value}")
     return " ".join(words)

@@ -5,7 +5,7 @@
     alignment_of_runs       align.png of several runs
     ratio_sweep and on      the figures of paper/report.py
 
-Nothing is computed here but the mean and the spread over seeds. Importing matplotlib takes a
+Nothing is computed here but the mean over seeds. Importing matplotlib takes a
 second, so it is imported only where a picture is drawn.
 
 In the docstrings "seeds" is a list of numbers, one for each seed that a run was repeated with. It
@@ -90,20 +90,26 @@ def legend(fig):
                ncols=min(4, len(entries)), frameon=False, fontsize=10)
 
 
-def points(ax, x, values, **style):
-    """A line through the means over seeds, with bars of one standard deviation.
+def points(ax, x, values, fmt, color, label=None, **style):
+    """A dot for each seed, and a line through their means.
 
-    x [n], values [n] seeds. A single seed has no bar. Where one of the seeds has no number there is
-    no point: the mean of the others would be that of the better ones, or of the worse.
+    x [n], values [n] seeds. fmt: marker and line, "o-"; without a marker there are no dots, without
+    a line no means. A dot is a draw: of three to eight of them the dots say more than a bar would.
+    Where one of the seeds has no number there is no point: the mean of the others would be that of
+    the better ones, or of the worse.
     """
-    kept, means, spreads = [], [], []
-    for position, seeds in zip(x, values):
+    marker, line = fmt.rstrip("-:"), fmt.lstrip("osx")
+    draws, means = [], []
+    for at, seeds in zip(x, values):
         if len(seeds) == 0 or None in seeds:
             continue
-        kept.append(position)
-        means.append(np.mean(seeds))
-        spreads.append(np.std(seeds, ddof=1) if len(seeds) > 1 else np.nan)
-    ax.errorbar(kept, means, spreads, capsize=3, ms=5, **style)
+        draws += [(at, seed) for seed in seeds]
+        means.append((at, np.mean(seeds)))
+    if marker and draws:
+        ax.plot(*zip(*draws), marker, color=color, ms=5, alpha=0.6)
+    if line and means:
+        ax.plot(*zip(*means), line, color=color, **style)
+    ax.plot([], [], fmt, color=color, ms=5, label=label, **style)  # for the legend
 
 
 # ------------------------------------------------------------------------------------------------

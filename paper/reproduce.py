@@ -32,7 +32,7 @@ import align
 import bench
 import data
 import runs
-from eval import add_efficiency
+from eval import add_efficiency, monolingual_options
 from lib.cli import BadInput, Parser, plural, run_main, write_json
 from model import SIZES, faster_dtype, pick_device
 from paper import report
@@ -46,7 +46,11 @@ def grid(scale):
     """{name: options of train.py}: every run there is. 1x is the scale's own number of steps."""
     size, options = SIZES[scale], {}
     for percent in report.PERCENT:
-        options[f"mono{percent}"] = monolingual_options(size, percent)
+        options[f"mono{percent}"] = monolingual_options(
+            size["steps"], size["batch_size"], percent)
+    for percent in report.PLAIN_PERCENT:  # as long, with the batches of the bilingual runs
+        options[f"mono{percent}-plain"] = {
+            "languages": 1, "steps": size["steps"] * percent // 100}
     for ratio in report.RATIOS:
         options[f"ratio{ratio}"] = {"ratio": ratio}
 
@@ -66,25 +70,13 @@ def grid(scale):
             if name not in options:
                 options[name] = {"ratio": ratio, "cloned": round(1 - percent / 100, 2)}
 
-    # models of half and twice the width, with heads of the same size
-    width, heads = size["d_model"], size["n_head"]
-    for other_width, other_heads in ((width // 2, heads // 2), (width * 2, heads * 2)):
-        shape = {"d_model": other_width, "n_head": other_heads}
-        for name in ("mono10", "mono50", "mono100", "ratio0.9", "ratio0.5"):
+    # models of a quarter and half of the width, with heads of the same size
+    for part in (4, 2):
+        other_width = size["d_model"] // part
+        shape = {"d_model": other_width, "n_head": size["n_head"] // part}
+        for name in ("mono10", "mono20", "mono50", "mono100", "ratio0.9", "ratio0.5"):
             options[f"{name}-wide{other_width}"] = options[name] | shape
     return options
-
-
-def monolingual_options(size, percent):
-    """Options of a monolingual run on so many percent of the tokens, at its best.
-
-    It has 1,500 steps or more, of smaller batches where it must be: a short run of large batches is
-    short of steps as well as of tokens (paper/search.md, "the baseline").
-    """
-    steps, batch_size = size["steps"] * percent // 100, size["batch_size"]
-    while steps < 1500 and batch_size > 4:
-        steps, batch_size = steps * 2, batch_size // 2
-    return {"languages": 1, "steps": steps, "batch_size": batch_size}
 
 
 def runs_of(scale, chosen):

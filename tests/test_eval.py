@@ -343,6 +343,20 @@ def test_the_law_is_of_the_best_monolingual_setting_at_each_number_of_tokens():
     for _, config, result in results:
         teff[config.batch_size].append(result["languages"][0]["teff"])
     assert teff[8] == pytest.approx([1] * 4)
+
+    # and beside it, the paper's way, against those of its own batch size alone
+    two = SimpleNamespace(languages=2, batch_size=32, lr=1e-3)
+    ppl = 2 * planted_law(3e7)
+    for lr in (1e-3, 5e-3):
+        config = SimpleNamespace(**vars(two) | {"lr": lr})
+        results.append((None, config, {"languages": [{"tokens_seen": 1e7, "ppl": ppl}]}))
+    eval_.add_efficiency(results)
+    assert results[0][2]["languages"][0]["teff_same_batch"] == pytest.approx(1)
+    assert results[1][2]["languages"][0]["teff_same_batch"] == pytest.approx(1)
+    as_the_paper, of_another_rate = (result["languages"][0] for _, _, result in results[-2:])
+    assert as_the_paper["teff_same_batch"] == pytest.approx(3)
+    assert as_the_paper["teff_interpolated"] is None  # worse than 1e7 tokens at their best
+    assert of_another_rate["teff_same_batch"] is None
     assert all(value < 0.5 for value in teff[32])
 
 

@@ -16,14 +16,23 @@ def curves(ax):
     return [(list(line.get_xdata()), list(line.get_ydata())) for line in ax.lines]
 
 
-def test_a_point_is_the_mean_of_all_seeds_or_not_there():
+def test_every_draw_is_a_dot_and_a_mean_is_of_all_seeds_or_not_there():
     ax = panel()
-    plots.points(ax, [1, 2, 3, 4], [[1.0, 3.0], [5.0, None], [], [7.0]], fmt="o")
-    line, _, (bars,) = ax.containers[0]
-    assert line.get_xydata().tolist() == [[1, 2], [4, 7]]
-    one, alone = bars.get_segments()
-    assert one[:, 1] == pytest.approx([2 - 2**0.5, 2 + 2**0.5])  # one standard deviation
-    assert not len(alone)
+    values = [[1.0, 3.0], [5.0, None], [], [7.0]]
+    plots.points(ax, [1, 2, 3, 4], values, fmt="o-", color="red", label="EN1")
+    dots, means, of_the_legend = ax.lines
+    assert dots.get_xydata().tolist() == [[1, 1], [1, 3], [4, 7]]
+    assert (dots.get_marker(), dots.get_linestyle()) == ("o", "None")
+    assert means.get_xydata().tolist() == [[1, 2], [4, 7]]
+    assert (means.get_marker(), means.get_linestyle()) == ("None", "-")
+    assert ax.get_legend_handles_labels() == ([of_the_legend], ["EN1"])
+
+    # a floor is a line alone, and a language of the sweep dots alone
+    for fmt, expected in ((":", [[1, 2], [4, 7]]), ("o", [[1, 1], [1, 3], [4, 7]])):
+        ax = panel()
+        plots.points(ax, [1, 2, 3, 4], values, fmt=fmt, color="red")
+        drawn, _ = ax.lines
+        assert drawn.get_xydata().tolist() == expected
 
 
 def test_a_loss_that_is_not_there_is_no_point():
@@ -112,7 +121,7 @@ def test_the_ratio_sweep_says_the_share_of_en2_beside_its_points():
     drawn = curves(ax)
     assert ([1, 10], [45, 25]) in drawn  # the law
     assert ([2, 4], [35, 30]) in drawn  # the monolingual runs
-    assert ([9, 5], [21, 30]) in drawn and ([1, 5], [42, 31]) in drawn
+    assert ([9, 9, 5], [20, 22, 30]) in drawn and ([1, 1, 5], [40, 44, 31]) in drawn
 
 
 def test_the_papers_layers_are_spread_over_the_depth_of_ours():

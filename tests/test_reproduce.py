@@ -24,7 +24,11 @@ def test_every_run_of_the_grid_is_one_that_train_takes(scale, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["train.py", f"--size={scale}", *given])
         config = train.make_config(*train.options().parse())
         if config.languages == 1:
-            assert config.steps >= 1500 or config.batch_size == 4
+            # enough steps, but for those with the batches of the bilingual runs
+            if name.endswith("-plain"):
+                assert config.batch_size == size["batch_size"]
+            else:
+                assert config.steps >= 1500
         assert reproduce.cost(scale, options) > 0
         if name == "mono5":  # smaller batches, as many tokens
             wanted = size["steps"] * size["batch_size"] / 20
@@ -43,7 +47,7 @@ def test_the_cost_of_a_run_follows_its_tokens_and_its_vocabulary():
 
     assert cost(languages=1, steps=600) == 2 * cost(languages=1, steps=300)
     assert cost(languages=1) < cost(ratio=0.9) < cost(languages=10)
-    assert cost(ratio=0.9) < cost(ratio=0.9, d_model=256, n_head=8)
+    assert cost(ratio=0.9) < cost(ratio=0.9, d_model=512, n_head=16)
 
 
 def test_the_time_left_counts_what_is_begun_but_not_finished():

@@ -1,7 +1,9 @@
+import json
 import math
 import os
 import re
 import resource
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -11,7 +13,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ONE_THREAD, TINY, fails, finish, history, listing, script, train_here
+from conftest import (
+    ONE_THREAD,
+    TINY,
+    fails,
+    finish,
+    history,
+    listing,
+    script,
+    train_here,
+    write_corpus,
+)
 
 import clone
 import data
@@ -354,6 +366,52 @@ def test_compiling_without_a_compiler_is_one_line_and_takes_no_name(prepared):
     assert "--compile does not work here" in err
     assert err.count("\n") == 1
     assert not (prepared / "runs/compiled").exists()
+
+
+def test_a_run_says_what_a_monolingual_model_has_on_as_many_tokens(tmp_path):
+    write_corpus(tmp_path / "books")
+
+    def train_for(steps, *options):
+        return train_here(tmp_path, *TINY, f"--steps={steps}", *options)
+
+    # with no monolingual run there, it says how to make some: train.py takes these commands
+    out = train_for(40, "--run=before")
+    assert "TEff" not in out
+    commands = [line for line in out.splitlines() if "--languages=1" in line]
+    assert len(commands) == 4
+    for command, percent in zip(commands, (10, 20, 50, 100)):
+        words = command.split()
+        assert words[:2] == ["python", "train.py"] and words[-1] == f"--run=before-mono{percent}"
+        options = dict(word.removeprefix("--").split("=") for word in words[2:])
+        tokens = int(options["steps"]) * int(options["batch_size"])
+        assert tokens == pytest.approx(40 * 8 * percent / 100, rel=0.05)
+        assert options["n_layer"] == "2" and options["vocab_size"] == "300"
+
+    # three runs that count, and three that do not: another model, a stopped run, an older version
+    perplexities = []
+    for steps in (20, 40, 80):
+        train_for(steps, "--languages=1", f"--run=mono{steps}")
+        loss = runs.read_log(tmp_path / f"runs/mono{steps}", "val_loss")[-1]["val_loss"][0]
+        perplexities.append(math.exp(loss))
+    train_for(60, "--languages=1", "--run=other", "--n_head=1")
+    for name, change in (("stopped", {"steps": 90}), ("older", {"version": 1})):
+        shutil.copytree(tmp_path / "runs/mono80", tmp_path / "runs" / name)
+        path = tmp_path / "runs" / name / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    out = train_for(80, "--run=after", "--ratio=0.9")
+    assert "by 3 runs in runs/" in out and "--languages=1" not in out
+
+    seen = runs.read_log(tmp_path / "runs/after", "val_loss")[-1]
+    log_tokens = np.log(np.array([20, 40, 80]) * 8 * 16)
+    inverse = 1 / np.array(perplexities)
+    assert (np.diff(inverse) > 0).all()
+    lines = [line.split() for line in out.splitlines() if line.startswith("EN")]
+    tokens, loss = seen["tokens_seen"][0], seen["val_loss"][0]
+    expected = 1 / np.interp(np.log(tokens), log_tokens, inverse)
+    assert float(lines[0][5]) == pytest.approx(expected, abs=0.006)
+    equivalent = np.exp(np.interp(math.exp(-loss), inverse, log_tokens))
+    assert float(lines[0][6]) == pytest.approx(equivalent / tokens, abs=0.006)
+    assert lines[1][5] == "-"  # EN2 saw fewer tokens than any monolingual run
 
 
 @pytest.mark.parametrize("options, expected", [
