@@ -274,7 +274,7 @@ def recipe(config):
 
 
 def setting(config):
-    """What of a config a monolingual run may have of its own, as a tuple."""
+    """Batch size, learning rate and initial embeddings of a config (TUNED), as a tuple."""
     return tuple(getattr(config, key, None) for key in TUNED)
 
 
@@ -307,21 +307,21 @@ def law_points(group):
 def monolingual_options(steps, batch_size, percent):
     """Options of train.py for a monolingual run on so many percent of a run's tokens, at its best.
 
-    Batches are halved, and steps doubled, until there are 1,500 steps: a short run of large batches
-    is short of steps as well as of tokens (paper/search.md, "the baseline").
+    Batches are halved until there are 1,500 steps, or one sequence a step: a short run of large
+    batches is short of steps as well as of tokens (paper/search.md, "a fair baseline").
     """
-    tokens = steps * batch_size * percent / 100
-    steps = steps * percent / 100
-    while steps < 1500 and batch_size > 1:
-        steps, batch_size = steps * 2, batch_size // 2
-    return {"languages": 1, "steps": round(tokens / batch_size), "batch_size": batch_size}
+    sequences = steps * batch_size * percent / 100
+    while sequences / batch_size < 1500 and batch_size > 1:
+        batch_size //= 2
+    steps = max(1, round(sequences / batch_size))
+    return {"languages": 1, "steps": steps, "batch_size": batch_size}
 
 
 def monolingual_beside(folder, config):
     """[(tokens, perplexity)] of the finished monolingual runs beside a run, in the same folder.
 
-    They are of the same recipe and type, and their perplexity is on validation text, as train.py
-    logs it. So they need no eval.py, and all are scored on one text.
+    They share its recipe and the type of its activations. Their perplexity is that of the last
+    validation in log.jsonl: so no eval.py is needed, and all are scored on one text.
     """
     group = []
     for path in folder.parent.glob("*/config.json"):
@@ -343,9 +343,9 @@ def add_efficiency(results):
     """Add MLPE, MLTE and TEff to each language of [(folder, config, result)]; return the remarks.
 
     By the law, with an interval and whether it is extrapolated; and interpolated between the runs.
-    Runs are measured against monolingual ones of the same recipe. "teff_same_batch" is by those of
-    them alone that have the run's own batch size and learning rate, as the paper's do: a short one
-    of large batches has few steps, so it is the easier to beat.
+    Runs are measured against monolingual ones of the same recipe. "teff_same_batch" is interpolated
+    between those alone that have the run's own setting, batch size above all. That is the paper's
+    way, and the easier one: a short monolingual run of large batches has few steps.
     """
     keys = ("mlpe", "mlte", "teff", "teff_interval", "extrapolated", "mlpe_interpolated",
             "teff_interpolated", "teff_same_batch")
@@ -482,7 +482,7 @@ def load_result(run, last_n, most):
 def print_table(results):
     """Perplexity and token efficiency, a line a language, of [(folder, config, result)]."""
     print(f"\n{'run':28} {'':5}{'tokens seen':>13}{'perplexity':>12}{'± se':>8}{'bits/byte':>11}"
-          f"{'MLPE':>9}{'MLTE':>13}{'TEff':>7}{'interpolated':>14}  95 % interval of the law")
+          f"{'MLPE':>9}{'MLTE':>13}{'TEff, law':>11}{'TEff':>7}  95 % interval of the law")
     for folder, _, result in results:
         name = folder.name[:28]
         for x in result["languages"]:
@@ -495,7 +495,7 @@ def print_table(results):
                 if x["teff_interval"]:
                     interval = " to ".join(number(v, ".2f") for v in x["teff_interval"])
                 line += (f"{number(x['mlpe'], '.2f'):>9}{number(x['mlte'], ',.0f'):>13}"
-                         f"{number(x['teff'], '.2f'):>7}{between:>14}  {interval}")
+                         f"{number(x['teff'], '.2f'):>11}{between:>7}  {interval}")
                 if x["extrapolated"]:
                     line += "  extrapolated"
             print(line)

@@ -75,7 +75,7 @@ def attention(q, k, v):
 class ChunkedCrossEntropy(torch.autograd.Function):
     """Cross-entropy in nats [n] of targets [n] under the logits hidden [n, D] @ weight [V, D].T.
 
-    The plain way makes logits [n, V] for all positions at once: 4,096 x 1,024 floats for nano,
+    The plain way makes logits [n, V] for all positions at once: 2,048 x 1,024 floats for nano,
     65,536 x 32,768 for the paper's small. Here a few positions at a time (`chunk`) have theirs, in
     fp32, in the processor's cache, and what is kept of them for the backward pass is their
     gradient: softmax minus the one-hot target, in the type of hidden. So each logit costs one exp

@@ -1,6 +1,6 @@
 """Train one transformer on several clones of one language; watch how well it learns each.
 
-    python train.py --ratio=0.9                  # 90 % EN1, 10 % EN2: 5 to 20 minutes, 2 cores
+    python train.py --ratio=0.9                  # 90 % EN1, 10 % EN2: minutes on 2 cores
     python train.py --ratio=0.5 --run=balanced   # the contrast
     python train.py --languages=1 --steps=500    # monolingual
     python train.py --run=balanced --resume      # go on where a killed run stopped
@@ -375,9 +375,11 @@ def report(run):
     """The table at the end of a run, and what to do next."""
     folder, config = run.folder, run.config
     final = runs.read_log(folder, "val_loss")[-1]
-    points = []  # of the monolingual runs that it may be measured against
+    points = []  # of the monolingual runs beside it
     if config.languages > 1:
         points = monolingual_beside(folder, config)
+        if len({tokens for tokens, _ in points}) < 3:  # too few to tell anything
+            points = []
 
     beside = f"{'monolingual':>13}{'TEff':>7}" if points else ""
     print(f"\n{'':6}{'share':>8}{'tokens seen':>14}{'loss':>9}{'perplexity':>12}{beside}   "
@@ -390,10 +392,10 @@ def report(run):
             line += beside_monolingual(points, tokens, perplexity)
         print(line)
     if points:
-        print("\nmonolingual: what a monolingual model has on as many tokens, by "
-              f"{plural(len(points), 'run')} in {folder.parent}/\n"
+        print("\nmonolingual: perplexity of a monolingual model on as many tokens, interpolated "
+              f"between {plural(len(points), 'run')} in {folder.parent}/\n"
               "TEff: token efficiency, the tokens on which a monolingual model is as good, over "
-              "those seen here.\n      Above 1, something crossed over from the other language\n"
+              "those seen here.\n      Above 1, something crossed over from another language\n"
               "-: outside the range of these runs")
 
     print(f"\n{folder / 'loss.png'} shows the run. Next:")
@@ -428,35 +430,40 @@ def beside_monolingual(points, tokens, perplexity):
 
 def print_monolingual_commands(folder, config):
     """How to see what a monolingual model has on as many tokens: the runs that it takes."""
-    percents = (10, 20, 50, 100)
-    print("\nHow good is that? Train monolingual models on a part of these tokens, at their best;\n"
+    percents = (5, 10, 20, 50, 100)  # 5, since EN2's windows are drawn: it may have less than 10 %
+    print("\nHow good is that? Train monolingual models on a part of these tokens, with batches so "
+          "small that they have steps enough;\n"
           f"together they take about {sum(percents) / 100:.1f} times as long as this run:")
     names = []
     for percent in percents:
         options = monolingual_options(config.steps, config.batch_size, percent)
         names.append(f"{folder.name}-mono{percent}")
-        print(f"  {command(config, **options)} --run={names[-1]}")
-    print(f"Then the token efficiency of each language:\n"
+        print(f"  {command(config, **options)} --dtype={config.dtype} --run={names[-1]}")
+    print("Then the token efficiency of each language:\n"
           f"  python eval.py {' '.join([folder.name, *names])}")
 
 
 def command(config, ratio=None, **changes):
-    """The command of a run like this one, but for the changes, or in another mix.
+    """The command of a run like this one, with what is not a default.
 
-    A mix is even shares, or a --ratio. It names what is not a default.
+    ratio: EN1's share; None: even shares. changes: options that are to differ.
     """
-    config = vars(config) | changes
+    values = vars(config) | changes
     words = ["python train.py"]
     if ratio is not None:
         words.append(f"--ratio={ratio}")
-    if config["languages"] != 2:
-        words.append(f"--languages={config['languages']}")
+    if values["languages"] != 2:
+        words.append(f"--languages={values['languages']}")
     elif ratio is None:
         words.append("--ratio=0.5")
-    defaults = options().defaults | SIZES[config["size"]]
-    of_the_mix = {"ratio", "languages", "schedule", "dtype", "d_head"}
-    for key, value in config.items():
-        if key in defaults and key not in of_the_mix and value != defaults[key]:
+
+    # the mix is named above, d_head follows from the width, dtype is what auto found here
+    left_out = {"ratio", "languages", "schedule", "d_head", "dtype"}
+    if values["tokenizer"] != "bpe":  # it has a vocabulary of its own
+        left_out.add("vocab_size")
+    defaults = options().defaults | SIZES[values["size"]]
+    for key, value in values.items():
+        if key in defaults and key not in left_out and value != defaults[key]:
             words.append(f"--{key}={str(value).lower() if isinstance(value, bool) else value}")
     return " ".join(words)
 

@@ -3,10 +3,10 @@
     loss_curves             loss.png of a run, drawn by train.py
     alignment_page          align.png of a run, drawn by align.py
     alignment_of_runs       align.png of several runs
-    ratio_sweep and on      the figures of paper/report.py
+    contrast and on         the figures of paper/report.py
 
-Nothing is computed here but the mean over seeds. Importing matplotlib takes a
-second, so it is imported only where a picture is drawn.
+Nothing is computed here but the mean over seeds. Importing matplotlib takes a second, so it is
+imported only where a picture is drawn.
 
 In the docstrings "seeds" is a list of numbers, one for each seed that a run was repeated with. It
 is empty where the run is not there, and has None for a seed without such a number. "[n] seeds" is
@@ -90,15 +90,14 @@ def legend(fig):
                ncols=min(4, len(entries)), frameon=False, fontsize=10)
 
 
-def points(ax, x, values, fmt, color, label=None, **style):
+def points(ax, x, values, marker, line, color, label=None, **style):
     """A dot for each seed, and a line through their means.
 
-    x [n], values [n] seeds. fmt: marker and line, "o-"; without a marker there are no dots, without
-    a line no means. A dot is a draw: of three to eight of them the dots say more than a bar would.
+    x [n], values [n] seeds. Without a marker ("") there are no dots, without a line no means. A dot
+    is a draw: of three to eight of them the dots say more than a bar would.
     Where one of the seeds has no number there is no point: the mean of the others would be that of
     the better ones, or of the worse.
     """
-    marker, line = fmt.rstrip("-:"), fmt.lstrip("osx")
     draws, means = [], []
     for at, seeds in zip(x, values):
         if len(seeds) == 0 or None in seeds:
@@ -109,7 +108,7 @@ def points(ax, x, values, fmt, color, label=None, **style):
         ax.plot(*zip(*draws), marker, color=color, ms=5, alpha=0.6)
     if line and means:
         ax.plot(*zip(*means), line, color=color, **style)
-    ax.plot([], [], fmt, color=color, ms=5, label=label, **style)  # for the legend
+    ax.plot([], [], marker + line, color=color, ms=5, label=label, **style)  # for the legend
 
 
 # ------------------------------------------------------------------------------------------------
@@ -284,6 +283,59 @@ def alignment_of_runs(path, summaries):
 # ------------------------------------------------------------------------------------------------
 # The paper's figures, over several seeds; paper/report.py computes what they show
 
+def contrast(path, ratios, languages, mono, law):
+    """90/10 against 50/50: perplexity beside monolingual models, and TEff, a dot a draw.
+
+    ratios [n]: EN1's share in each mix, 0.9 and 0.5.
+    languages {"EN1": numbers, "EN2": numbers}, where numbers is
+        {"tokens": [n], the millions that it saw; "ppl": [n] seeds;
+         "teff": [n] seeds, against monolingual models at their best;
+         "teff_plain": [n] seeds, against those with the same batches;
+         "paper": {EN1's share: the TEff that the paper has there}}.
+    mono, law: as in ratio_sweep.
+    """
+    with figure(path, 1, 3, (12, 4.2), width_ratios=[4, 3, 3]) as (fig, axes):
+        beside, best, plain = axes[0]
+        draw_beside_monolingual(beside, ratios, languages, mono, law)
+        for ax, key, baseline in ((best, "teff", "at their best"),
+                                  (plain, "teff_plain", "with the same batches")):
+            draw_draws(ax, ratios, languages, key)
+            ax.axhline(1, color="0.6", lw=1)
+            ax.set_ylim(0, None)
+            tidy(ax, ylabel="token efficiency",
+                 title=f"TEff, against monolingual models\n{baseline}")
+
+        # the paper's monolingual models have the same batches as its bilingual ones
+        column = 0
+        for colour, (language, numbers) in zip(COLOURS, languages.items()):
+            theirs = [numbers["paper"][ratio] for ratio in ratios]
+            plain.plot(range(column, column + len(ratios)), theirs, "D", mfc="none", ms=9,
+                       color=colour, label=f"{language} in the paper")
+            column += len(ratios)
+        legend(fig)
+
+
+def draw_draws(ax, ratios, languages, key):
+    """A column for each language and mix: a dot for each draw, side by side, and their mean."""
+    ticks = []
+    for colour, (language, numbers) in zip(COLOURS, languages.items()):
+        for ratio, draws in zip(ratios, numbers[key]):
+            column = len(ticks)
+            ticks.append(f"{language}\n{mix_name(ratio)}")
+            if not draws or None in draws:
+                continue
+            offsets = np.linspace(-0.15, 0.15, len(draws)) if len(draws) > 1 else [0]
+            ax.plot(column + np.array(offsets), draws, "o", color=colour, ms=5, alpha=0.7)
+            ax.plot([column - 0.25, column + 0.25], [np.mean(draws)] * 2, color=colour, lw=1)
+    ax.set_xticks(range(len(ticks)), ticks, fontsize=9)
+
+
+def mix_name(ratio):
+    """0.9 -> "90/10"."""
+    main = round(100 * ratio)
+    return f"{main}/{100 - main}"
+
+
 def ratio_sweep(path, ratios, languages, mono, law, alike):
     """From 50/50 to the extreme split: perplexity, token efficiency, alignment.
 
@@ -299,7 +351,7 @@ def ratio_sweep(path, ratios, languages, mono, law, alike):
         draw_beside_monolingual(axes[0, 0], ratios, languages, mono, law)
         draw_efficiency(axes[0, 1], ratios, languages)
         for colour, (words, values) in zip(COLOURS[4:], alike.items()):
-            points(axes[0, 2], ratios, values, fmt="o-", color=colour, label=words)
+            points(axes[0, 2], ratios, values, "o", "-", color=colour, label=words)
         tidy(axes[0, 2], xlabel="share of EN1", ylabel="EN1 with EN2, from 0 to 1",
              ylim=(-0.03, 1.03), title="Are the two\nrepresented alike?")
         legend(fig)
@@ -308,10 +360,10 @@ def ratio_sweep(path, ratios, languages, mono, law, alike):
 def draw_beside_monolingual(ax, ratios, languages, mono, law):
     """Perplexity against the tokens seen in a language: below the curve, something crossed over."""
     ax.plot(*law, color="0.6", lw=1, label="monolingual law")
-    points(ax, mono.keys(), mono.values(), fmt="x--", color="0.4", lw=0.8,
+    points(ax, mono.keys(), mono.values(), "x", "--", color="0.4", lw=0.8,
            label="monolingual runs")
     for colour, (language, numbers) in zip(COLOURS, languages.items()):
-        points(ax, numbers["tokens"], numbers["ppl"], fmt="o", color=colour, label=language)
+        points(ax, numbers["tokens"], numbers["ppl"], "o", "", color=colour, label=language)
 
     # EN2's share beside each of its points: 10 % where the ratio is 0.9
     rare = languages["EN2"]
@@ -332,7 +384,7 @@ def draw_beside_monolingual(ax, ratios, languages, mono, law):
 def draw_efficiency(ax, ratios, languages):
     """Token efficiency against EN1's share; diamonds where the paper has it."""
     for colour, (language, numbers) in zip(COLOURS, languages.items()):
-        points(ax, ratios, numbers["teff"], fmt="o-", color=colour, label=language)
+        points(ax, ratios, numbers["teff"], "o", "-", color=colour, label=language)
         shares, theirs = zip(*numbers["paper"].items())
         ax.plot(shares, theirs, "D", mfc="none", ms=8, color=colour,
                 label=f"{language} in the paper")
@@ -364,14 +416,14 @@ def alignment_of_mixes(path, mixes):
             draw_gradient_map(fig, ax, numbers["gradients"])
             ax.set_title(f"Gradients of the two languages, {mix}")
 
-        # what is one number a run: a point a mix
+        # what is one number a run: a column a mix, a dot a seed
         gradient, switch_gap = axes[3]
         for x, (mix, numbers) in enumerate(mixes.items()):
             marker, _, colour = MIXES[mix]
-            points(gradient, [x], [numbers["gradient"]], fmt=marker, color=colour)
+            points(gradient, [x], [numbers["gradient"]], marker, "", color=colour)
             gradient.plot([x], [numbers["paper_gradient"]], "D", mfc="none", ms=8, color=colour,
                           label=f"{mix} in the paper")
-            points(switch_gap, [x], [numbers["switch_gap"]], fmt=marker, color=colour)
+            points(switch_gap, [x], [numbers["switch_gap"]], marker, "", color=colour)
         tidy(gradient, ylabel="cosine", xlim=(-0.5, 1.5), ylim=(0, None),
              title="Gradients of the two languages, mean over the blocks")
         tidy(switch_gap, ylabel="nats", xlim=(-0.5, 1.5), ylim=(0, None),
@@ -388,8 +440,8 @@ def draw_layers_of_mixes(ax, mixes, measure):
         values = numbers["layers"][measure]["value"]
         floors = numbers["layers"][measure]["floor"]
         layers = range(len(values))
-        points(ax, layers, values, fmt=marker + line, color=colour, label=mix)
-        points(ax, layers, floors, fmt=":", color=colour)
+        points(ax, layers, values, marker, line, color=colour, label=mix)
+        points(ax, layers, floors, "", ":", color=colour)
 
         # the paper has the cosine only, after 12 blocks: they are spread over the depth of ours
         if measure == "cosine":
@@ -412,15 +464,15 @@ def embeddings(path, shares, sides):
         by_ratio, *by_frequency = axes[0]
         for ax, (side, numbers) in zip(by_frequency, sides.items()):
             colour = SIDE_COLOURS[side]
-            points(by_ratio, shares, numbers["value"], fmt="o-", color=colour,
+            points(by_ratio, shares, numbers["value"], "o", "-", color=colour,
                    label=f"{side} embedding")
-            points(by_ratio, shares, numbers["floor"], fmt=":", color=colour)
+            points(by_ratio, shares, numbers["floor"], "", ":", color=colour)
 
             for mix, bins in numbers["by_frequency"].items():
                 marker, line, colour = MIXES[mix]
                 frequency = bins["tokens_per_million"]
-                points(ax, frequency, bins["cosine"], fmt=marker + line, color=colour, label=mix)
-                points(ax, frequency, bins["floor"], fmt=":", color=colour)
+                points(ax, frequency, bins["cosine"], marker, line, color=colour, label=mix)
+                points(ax, frequency, bins["floor"], "", ":", color=colour)
             ax.set_xscale("log")
             tidy(ax, xlabel="occurrences per million tokens", ylabel="cosine",
                  title=f"{side} embedding, by frequency\n(dotted: all pairs)")
@@ -441,11 +493,11 @@ def against(path, xlabel, ticks, mixes):
         ppl, teff, retrieval = axes[0]
         for mix, numbers in mixes.items():
             marker, line, mix_colour = MIXES[mix]
-            x, style = numbers["x"], marker + line
+            x = numbers["x"]
             for ax, key in ((ppl, "ppl"), (teff, "teff")):
                 for colour, (language, values) in zip(COLOURS, numbers[key].items()):
-                    points(ax, x, values, fmt=style, color=colour, label=f"{language}, {mix}")
-            points(retrieval, x, numbers["retrieval"], fmt=style, color=mix_colour,
+                    points(ax, x, values, marker, line, color=colour, label=f"{language}, {mix}")
+            points(retrieval, x, numbers["retrieval"], marker, line, color=mix_colour,
                    label=f"EN1 with EN2, {mix}")
         teff.axhline(1, color="0.6", lw=1)
         tidy(ppl, xlabel=xlabel, xticks=ticks, ylabel="test perplexity")

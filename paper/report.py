@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 import align
-from eval import fit_law, law_points
+from eval import fit_law, law_points, monolingual_options
 from lib import plots
 from lib.cli import write
 from model import SIZES
@@ -21,8 +21,8 @@ from paper import numbers
 # what is varied
 RATIOS = (0.99, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)  # EN1's share
 PERCENT = (5, 10, 20, 50, 100, 200)  # tokens of the monolingual runs, of 1x
-LAW_PERCENT = (10, 20, 50, 100)  # those without which there is no monolingual law
-PLAIN_PERCENT = (20, 50)  # of monolingual runs with the batches of the bilingual ones
+LAW_PERCENT = (5, 10, 20, 50, 100)  # those without which there is no monolingual law
+PLAIN_PERCENT = (20, 50)  # of those with the batches of the bilingual runs
 LONGER = (0.5, 1, 2)  # length, times 1x
 ANCHORS = (0, 5, 50, 100)  # anchor points, % of the vocabulary
 
@@ -163,13 +163,17 @@ def perplexities(found, names, beside):
             if name in beside and language != "others":
                 i = languages.index(language)
                 theirs = [f"{beside[name].ppl[i]:.4g}", f"{beside[name].teff[i]:.2f}"]
+            # a monolingual run of few tokens would stand here beside itself
+            plain = []
+            if n_languages > 1:
+                plain = seeds(found, name, value_of, language, "teff_same_batch")
             numbers_of_language = [
                 language if language != "others" else f"mean of the {n_languages - 1} others",
                 stat([million_tokens(found[name][0], language)]),
                 stat(seeds(found, name, value_of, language, "ppl")),
                 stat(seeds(found, name, value_of, language, "teff_interpolated")),
                 stat(seeds(found, name, value_of, language, "teff")),
-                stat(seeds(found, name, value_of, language, "teff_same_batch")),
+                stat(plain),
                 *theirs,
             ]
             if language != "EN1":
@@ -273,6 +277,23 @@ def sides(found, names):
 
 # ------------------------------------------------------------------------------------------------
 # Figures: the numbers that go into each
+
+def draw_main(path, found):
+    """The two mixes."""
+    ratios, languages = [0.9, 0.5], {}
+    for i, language in enumerate(("EN1", "EN2")):
+        def values(key, language=language):
+            return [seeds(found, name, value_of, language, key) for name in MIXES]
+
+        languages[language] = {
+            "tokens": [million_tokens(found[name][0], language) for name in MIXES],
+            "ppl": values("ppl"),
+            "teff": values("teff_interpolated"),
+            "teff_plain": values("teff_same_batch"),
+            "paper": paper_sweep(i),
+        }
+    plots.contrast(path, ratios, languages, *monolingual(found))
+
 
 def draw_ratio(path, found):
     """The ratio sweep, of those of its runs that are there."""
@@ -445,11 +466,21 @@ def in_turn(groups):
     return names
 
 
+def plain_percents(scale):
+    """Percentages at which a monolingual run at its best has other batches than a bilingual one."""
+    size, chosen = SIZES[scale], []
+    for percent in PLAIN_PERCENT:
+        best = monolingual_options(size["steps"], size["batch_size"], percent)
+        if best["batch_size"] != size["batch_size"]:
+            chosen.append(percent)
+    return chosen
+
+
 class Table(NamedTuple):
     """A section of the report: a table, and often a figure."""
     title: str
     runs: list  # that it shows
-    needs: list  # other runs that it is made from
+    needs: list  # those that it cannot be made without, shown or not
     text: Callable = perplexities  # (found, names, beside) -> Markdown
     draw: Callable | None = None  # (path, found) writes the figure
 
@@ -457,7 +488,7 @@ class Table(NamedTuple):
 def tables(scale):
     """{name: Table} of a scale, in the order in which they are made."""
     law = [f"mono{percent}" for percent in LAW_PERCENT]
-    plain = [f"mono{percent}-plain" for percent in PLAIN_PERCENT]
+    plain = [f"mono{percent}-plain" for percent in plain_percents(scale)]
     ratios = [f"ratio{ratio}" for ratio in RATIOS]
     longer = {mix: longer_runs(mix) for mix in MIXES}
     anchors = {mix: anchor_runs(scale, mix) for mix in MIXES}
@@ -466,18 +497,18 @@ def tables(scale):
     # a model of another width has a law of its own
     width = SIZES[scale]["d_model"]
     mono_widths = [f"mono{percent}-wide{other}"
-                   for other in (width // 4, width // 2) for percent in (10, 20, 50, 100)]
+                   for other in (width // 4, width // 2) for percent in LAW_PERCENT]
 
     return {
         "main": Table(
-            "Imbalanced against balanced", list(MIXES) + law + plain, []),
+            "Imbalanced against balanced", [*MIXES, *law, *plain], [*MIXES, *law], draw=draw_main),
         "alignment": Table(
             "Are the two languages represented alike?", list(MIXES), [],
             alignments, draw_alignment),
         "ratio": Table(
-            "Ratio sweep, to the extreme split", ratios, ["mono5", *law], draw=draw_ratio),
+            "Ratio sweep, to the extreme split", ratios, law, draw=draw_ratio),
         "cost": Table(
-            "What imbalance costs the dominant language", ratios, ["mono5", *law], costs),
+            "What imbalance costs the dominant language", ratios, law, costs),
         "embeddings": Table(
             "A token's embedding and its clone's", ratios, [], similarities, draw_embeddings),
         "longer": Table(
@@ -516,11 +547,11 @@ def write_report(out, scale, found, changed):
         f"1x is {SIZES[scale]['steps']:,} steps.\n"
         "TEff: against the monolingual runs of all seeds, at their best: a short one has smaller "
         "batches, and so more steps.\n"
-        "It is interpolated between the two neighbouring ones. \"Law\": by 1/PPL = c - a n^-b "
-        "fitted to all of them.\n"
-        "\"Plain\": against monolingual runs with the batches of the bilingual ones, as the "
+        "It is interpolated between the two nearest ones. \"TEff, law\": by 1/PPL = c - a n^-b, "
+        "fitted to all.\n"
+        "\"TEff, plain\": against monolingual runs with the batches of the bilingual ones, as the "
         "paper's are; these are easier to beat.\n"
-        "\"-\": outside the range of the monolingual runs.\n"
+        "\"-\": outside the range of the monolingual runs, or there are too few of them.\n"
         "The paper's numbers are of its own vocabulary: compare token efficiencies.\n"
         "Beside nano stand those of its small, of 85M parameters and 1.197e9 tokens.\n",
     ]
@@ -532,7 +563,7 @@ def write_report(out, scale, found, changed):
 
 def section(out, name, table, found, changed, beside):
     """The Markdown of one table, as a list of parts, and its figure, if it is due."""
-    needed = table.runs + table.needs
+    needed = list(dict.fromkeys(table.runs + table.needs))  # each once
     shown = [run for run in table.runs if run in found]
     missing = [run for run in needed if run not in found]
     parts = [f"## {table.title}\n"]

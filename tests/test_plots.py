@@ -19,7 +19,7 @@ def curves(ax):
 def test_every_draw_is_a_dot_and_a_mean_is_of_all_seeds_or_not_there():
     ax = panel()
     values = [[1.0, 3.0], [5.0, None], [], [7.0]]
-    plots.points(ax, [1, 2, 3, 4], values, fmt="o-", color="red", label="EN1")
+    plots.points(ax, [1, 2, 3, 4], values, marker="o", line="-", color="red", label="EN1")
     dots, means, of_the_legend = ax.lines
     assert dots.get_xydata().tolist() == [[1, 1], [1, 3], [4, 7]]
     assert (dots.get_marker(), dots.get_linestyle()) == ("o", "None")
@@ -28,9 +28,10 @@ def test_every_draw_is_a_dot_and_a_mean_is_of_all_seeds_or_not_there():
     assert ax.get_legend_handles_labels() == ([of_the_legend], ["EN1"])
 
     # a floor is a line alone, and a language of the sweep dots alone
-    for fmt, expected in ((":", [[1, 2], [4, 7]]), ("o", [[1, 1], [1, 3], [4, 7]])):
+    for marker, line, expected in (("", ":", [[1, 2], [4, 7]]),
+                                   ("o", "", [[1, 1], [1, 3], [4, 7]])):
         ax = panel()
-        plots.points(ax, [1, 2, 3, 4], values, fmt=fmt, color="red")
+        plots.points(ax, [1, 2, 3, 4], values, marker, line, color="red")
         drawn, _ = ax.lines
         assert drawn.get_xydata().tolist() == expected
 
@@ -122,6 +123,18 @@ def test_the_ratio_sweep_says_the_share_of_en2_beside_its_points():
     assert ([1, 10], [45, 25]) in drawn  # the law
     assert ([2, 4], [35, 30]) in drawn  # the monolingual runs
     assert ([9, 9, 5], [20, 22, 30]) in drawn and ([1, 1, 5], [40, 44, 31]) in drawn
+
+
+def test_a_column_for_each_language_and_mix_has_a_dot_for_each_draw():
+    ax = panel()
+    languages = {"EN1": {"teff": [[1.0, 1.2], [0.8]]}, "EN2": {"teff": [[2.0, None], [0.9, 0.7]]}}
+    plots.draw_draws(ax, [0.9, 0.5], languages, "teff")
+    assert [label.get_text() for label in ax.get_xticklabels()] == [
+        "EN1\n90/10", "EN1\n50/50", "EN2\n90/10", "EN2\n50/50"]
+    dots, means = ax.lines[::2], ax.lines[1::2]
+    assert [list(line.get_ydata()) for line in dots] == [[1.0, 1.2], [0.8], [0.9, 0.7]]
+    assert [np.mean(line.get_xdata()) for line in dots] == pytest.approx([0, 1, 3])
+    assert [line.get_ydata()[0] for line in means] == pytest.approx([1.1, 0.8, 0.8])
 
 
 def test_the_papers_layers_are_spread_over_the_depth_of_ours():

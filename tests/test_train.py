@@ -29,6 +29,7 @@ import clone
 import data
 import runs
 import train
+from eval import recipe as eval_recipe
 from model import GPT
 
 
@@ -368,24 +369,30 @@ def test_compiling_without_a_compiler_is_one_line_and_takes_no_name(prepared):
     assert not (prepared / "runs/compiled").exists()
 
 
-def test_a_run_says_what_a_monolingual_model_has_on_as_many_tokens(tmp_path):
+def test_a_run_says_what_a_monolingual_model_has_on_as_many_tokens(tmp_path, monkeypatch):
     write_corpus(tmp_path / "books")
 
     def train_for(steps, *options):
         return train_here(tmp_path, *TINY, f"--steps={steps}", *options)
 
-    # with no monolingual run there, it says how to make some: train.py takes these commands
+    # with too few monolingual runs there it says how to make some, and it would count these
+    train_for(20, "--languages=1", "--run=alone")
     out = train_for(40, "--run=before")
     assert "TEff" not in out
+    of_the_run = runs.read_config(tmp_path / "runs/before")
     commands = [line for line in out.splitlines() if "--languages=1" in line]
-    assert len(commands) == 4
-    for command, percent in zip(commands, (10, 20, 50, 100)):
+    assert len(commands) == 5
+    for command, percent in zip(commands, (5, 10, 20, 50, 100)):
         words = command.split()
         assert words[:2] == ["python", "train.py"] and words[-1] == f"--run=before-mono{percent}"
-        options = dict(word.removeprefix("--").split("=") for word in words[2:])
-        tokens = int(options["steps"]) * int(options["batch_size"])
+        monkeypatch.setattr("sys.argv", words[1:])
+        config = train.make_config(*train.options().parse())
+        tokens = config.steps * config.batch_size
         assert tokens == pytest.approx(40 * 8 * percent / 100, rel=0.05)
-        assert options["n_layer"] == "2" and options["vocab_size"] == "300"
+        config.corpus_sha256, config.data_sha256 = of_the_run.corpus_sha256, of_the_run.data_sha256
+        assert eval_recipe(config) == eval_recipe(of_the_run)
+        assert config.dtype == of_the_run.dtype
+    shutil.rmtree(tmp_path / "runs/alone")
 
     # three runs that count, and three that do not: another model, a stopped run, an older version
     perplexities = []
@@ -399,7 +406,7 @@ def test_a_run_says_what_a_monolingual_model_has_on_as_many_tokens(tmp_path):
         path = tmp_path / "runs" / name / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | change))
     out = train_for(80, "--run=after", "--ratio=0.9")
-    assert "by 3 runs in runs/" in out and "--languages=1" not in out
+    assert "between 3 runs in runs/" in out and "--languages=1" not in out
 
     seen = runs.read_log(tmp_path / "runs/after", "val_loss")[-1]
     log_tokens = np.log(np.array([20, 40, 80]) * 8 * 16)
@@ -417,11 +424,15 @@ def test_a_run_says_what_a_monolingual_model_has_on_as_many_tokens(tmp_path):
 @pytest.mark.parametrize("options, expected", [
     ("--corpus=my/books --steps=5", "--ratio=0.5 --corpus=my/books --steps=5"),
     ("--languages=10 --ratio=0.5", "--languages=10"),
+    ("--tokenizer=gpt2", "--ratio=0.5 --tokenizer=gpt2"),
     ("--tied --size=mini --n_layer=2", "--ratio=0.5 --tied=true --size=mini --n_layer=2"),
 ])
 def test_the_contrast_is_the_same_run_in_another_mix(monkeypatch, options, expected):
     monkeypatch.setattr("sys.argv", ["train.py", *options.split()])
-    command = train.command(train.make_config(*train.options().parse()))
+    config = train.make_config(*train.options().parse())
+    if config.tokenizer == "gpt2":
+        config.vocab_size = 50257  # as a run of it has in its config.json
+    command = train.command(config)
     assert sorted(command.split()) == sorted(["python", "train.py", *expected.split()])
 
 
