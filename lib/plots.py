@@ -80,14 +80,14 @@ def tidy(ax, **labels):
     ax.grid(alpha=0.3)
 
 
-def legend(fig):
+def legend(fig, ncols=4):
     """One legend for all panels, below them; what several panels show has one entry."""
     entries = {}
     for ax in fig.axes:
         for handle, label in zip(*ax.get_legend_handles_labels()):
             entries[label] = handle
     fig.legend(entries.values(), entries.keys(), loc="outside lower center",
-               ncols=min(4, len(entries)), frameon=False, fontsize=10)
+               ncols=min(ncols, len(entries)), frameon=False, fontsize=10)
 
 
 def points(ax, x, values, marker, line, color, label=None, **style):
@@ -283,7 +283,7 @@ def alignment_of_runs(path, summaries):
 # ------------------------------------------------------------------------------------------------
 # The paper's figures, over several seeds; paper/report.py computes what they show
 
-def contrast(path, ratios, languages, mono, law):
+def contrast(path, ratios, languages, mono):
     """90/10 against 50/50: perplexity beside monolingual models, and TEff, a dot a draw.
 
     ratios [n]: EN1's share in each mix, 0.9 and 0.5.
@@ -292,11 +292,11 @@ def contrast(path, ratios, languages, mono, law):
          "teff": [n] seeds, against monolingual models at their best;
          "teff_plain": [n] seeds, against those with the same batches;
          "paper": {EN1's share: the TEff that the paper has there}}.
-    mono, law: as in ratio_sweep.
+    mono {millions of tokens: seeds}: perplexity of the monolingual runs.
     """
     with figure(path, 1, 3, (12, 4.2), width_ratios=[4, 3, 3]) as (fig, axes):
         beside, best, plain = axes[0]
-        draw_beside_monolingual(beside, ratios, languages, mono, law)
+        draw_beside_monolingual(beside, ratios, languages, mono)
         for ax, key, baseline in ((best, "teff", "at their best"),
                                   (plain, "teff_plain", "with the same batches")):
             draw_draws(ax, ratios, languages, key)
@@ -357,9 +357,10 @@ def ratio_sweep(path, ratios, languages, mono, law, alike):
         legend(fig)
 
 
-def draw_beside_monolingual(ax, ratios, languages, mono, law):
-    """Perplexity against the tokens seen in a language: below the curve, something crossed over."""
-    ax.plot(*law, color="0.6", lw=1, label="monolingual law")
+def draw_beside_monolingual(ax, ratios, languages, mono, law=None):
+    """Perplexity against the tokens seen in a language: below the line, something crossed over."""
+    if law:
+        ax.plot(*law, color="0.6", lw=1, label="monolingual law")
     points(ax, mono.keys(), mono.values(), "x", "--", color="0.4", lw=0.8,
            label="monolingual runs")
     for colour, (language, numbers) in zip(COLOURS, languages.items()):
@@ -371,10 +372,11 @@ def draw_beside_monolingual(ax, ratios, languages, mono, law):
         ax.annotate(f"{100 * (1 - ratio):.0f} %", (million, np.mean(ppl)), fontsize=9,
                     xytext=(5, 5), textcoords="offset points")
 
-    # both axes are logarithmic, and say 20, not 2 x 10^1
+    # both axes are logarithmic, and say 20, not 2 x 10^1; millions are written where runs are
     ax.set_xscale("log")
     ax.set_yscale("log")
-    ax.xaxis.set_major_formatter("{x:g}")
+    ax.set_xticks(list(mono), [f"{million:.2g}" for million in mono])
+    ax.set_xticks([], minor=True)
     ax.yaxis.set_major_formatter("{x:g}")
     ax.yaxis.set_minor_formatter("{x:g}")
     tidy(ax, xlabel="million tokens seen in the language", ylabel="test perplexity",
@@ -430,7 +432,7 @@ def alignment_of_mixes(path, mixes):
              title="Code-switch gap in EN2 after EN1\n(0: all context carries across)")
         for ax in (gradient, switch_gap):
             ax.set_xticks(range(len(mixes)), list(mixes))
-        legend(fig)
+        legend(fig, ncols=2)
 
 
 def draw_layers_of_mixes(ax, mixes, measure):
@@ -448,7 +450,8 @@ def draw_layers_of_mixes(ax, mixes, measure):
             depth = np.arange(1, 13) / 12 * layers[-1]
             ax.plot(depth, numbers["paper_cosine"], line, color=colour, lw=1, alpha=0.6,
                     label=f"{mix} in the paper, its 12 layers over ours")
-    tidy(ax, xlabel="layer (0: the embedding)", ylabel=MEASURES[measure], ylim=(None, 1.03))
+    tidy(ax, xlabel="layer (0: the embedding)", xticks=layers, ylabel=MEASURES[measure],
+         ylim=(None, 1.03))
 
 
 def embeddings(path, shares, sides):

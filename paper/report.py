@@ -292,7 +292,7 @@ def draw_main(path, found):
             "teff_plain": values("teff_same_batch"),
             "paper": paper_sweep(i),
         }
-    plots.contrast(path, ratios, languages, *monolingual(found))
+    plots.contrast(path, ratios, languages, monolingual_runs(found))
 
 
 def draw_ratio(path, found):
@@ -311,8 +311,8 @@ def draw_ratio(path, found):
         "retrieval@1, middle layer": [seeds(found, name, retrieval) for name in names],
         "gradient cosine": [seeds(found, name, gradient) for name in names],
     }
-    mono, law = monolingual(found)
-    plots.ratio_sweep(path, ratios, languages, mono, law, alike)
+    mono = monolingual_runs(found)
+    plots.ratio_sweep(path, ratios, languages, mono, law_curve(mono), alike)
 
 
 def paper_sweep(i):
@@ -330,24 +330,25 @@ def sweep(found):
     return ratios, [f"ratio{ratio}" for ratio in ratios]
 
 
-def monolingual(found):
-    """The monolingual runs, {millions of tokens: perplexities}, and the law through them.
-
-    The law comes as a curve: its millions of tokens, its perplexities.
-    """
+def monolingual_runs(found):
+    """{millions of tokens: perplexities} of the monolingual runs, at their best."""
     results = []
     for percent in PERCENT:
         for result in found.get(f"mono{percent}", ()):
             results.append((SimpleNamespace(**result["config"]), result["eval"]))
-    points = law_points(results)
 
     runs = {}
-    for n in sorted({n for n, _ in points}):
-        runs[n / 1e6] = [ppl for tokens, ppl in points if tokens == n]
+    for n, ppl in sorted(law_points(results)):
+        runs.setdefault(n / 1e6, []).append(ppl)
+    return runs
 
-    law = fit_law([n for n, _ in points], [ppl for _, ppl in points], n_bootstrap=0)
+
+def law_curve(mono):
+    """The law through monolingual runs, as a curve: its millions of tokens, its perplexities."""
+    points = [(1e6 * million, ppl) for million, seeds in mono.items() for ppl in seeds]
+    law = fit_law(*zip(*points), n_bootstrap=0)
     tokens = np.geomspace(law.smallest * 0.8, law.largest * 1.2, 200)
-    return runs, (tokens / 1e6, [law.ppl(n) for n in tokens])
+    return tokens / 1e6, [law.ppl(n) for n in tokens]
 
 
 def draw_alignment(path, found):

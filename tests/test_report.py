@@ -330,7 +330,8 @@ def test_the_figure_of_alignment(found, recorder):
 
 def test_the_figure_of_the_main_contrast(found, recorder):
     report.draw_main("main.png", found)
-    ratios, languages, mono, law = recorder.drawn.args
+    ratios, languages, mono = recorder.drawn.args
+    assert list(mono) == pytest.approx([ONE * p / 100 for p in report.PERCENT], rel=0.01)
     assert recorder.drawn.name == "contrast" and ratios == [0.9, 0.5]
     assert languages["EN1"]["tokens"] == pytest.approx([0.9 * ONE, 0.5 * ONE])
     assert languages["EN2"]["tokens"] == pytest.approx([0.1 * ONE, 0.5 * ONE])
