@@ -239,6 +239,8 @@ def interpolate(points, ppl=None, n=None):
 
     points: [(tokens, perplexity)]. 1 / PPL is taken to be linear in log tokens between neighbours.
     """
+    if not points:
+        return None
     tokens = np.array(sorted({t for t, _ in points}))
     inverse = []
     for this in tokens:
@@ -252,6 +254,12 @@ def interpolate(points, ppl=None, n=None):
     if not tokens[0] <= n <= tokens[-1]:
         return None
     return float(1 / np.interp(np.log(n), np.log(tokens), inverse))
+
+
+def teff_between(points, ppl, n):
+    """Token efficiency of a perplexity on n tokens, interpolated; None outside the range."""
+    tokens = interpolate(points, ppl=ppl)
+    return tokens and tokens / n
 
 
 # ------------------------------------------------------------------------------------------------
@@ -370,21 +378,20 @@ def add_efficiency(results):
             remarks.append(f"no token efficiency for {without} of the runs: {error}")
             continue
         remarks.append(describe(law, len(points)))
+        same_batch = {}  # the points of each setting
+        for own in {setting(config) for config, _ in group}:
+            same_batch[own] = law_points([(c, r) for c, r in group if setting(c) == own])
         for config, result in group:
-            same_batch = law_points([(c, r) for c, r in group if setting(c) == setting(config)])
             for language in result["languages"]:
                 n, ppl = language["tokens_seen"], language["ppl"]
                 if n:
-                    language |= efficiency(n, ppl, law, points)
-                    between = interpolate(same_batch, ppl=ppl) if same_batch else None
-                    language["teff_same_batch"] = between and between / n
+                    language |= efficiency(n, ppl, law, points, same_batch[setting(config)])
     return remarks
 
 
-def efficiency(n, ppl, law, points):
+def efficiency(n, ppl, law, points, same_batch):
     """What eval.json says of the efficiency of one language, from its n tokens and perplexity."""
     interval = law.interval(ppl)
-    between = interpolate(points, ppl=ppl)
     return {
         "mlpe": finite(law.ppl(n)),
         "mlte": finite(law.tokens(ppl)),
@@ -392,7 +399,8 @@ def efficiency(n, ppl, law, points):
         "teff_interval": interval and [finite(tokens / n) for tokens in interval],
         "extrapolated": bool(law.extrapolated(ppl)),
         "mlpe_interpolated": interpolate(points, n=n),
-        "teff_interpolated": between and between / n,
+        "teff_interpolated": teff_between(points, ppl, n),
+        "teff_same_batch": teff_between(same_batch, ppl, n),
     }
 
 

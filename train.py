@@ -24,7 +24,7 @@ import align
 import clone
 import data
 import runs
-from eval import interpolate, monolingual_beside, monolingual_options
+from eval import interpolate, monolingual_beside, monolingual_options, teff_between
 from lib import ddp, plots
 from lib.cli import BadInput, Parser, plural, run_main, say
 from model import SIZES, faster_dtype, keep_freed_memory, pick_device
@@ -419,12 +419,11 @@ def beside_monolingual(points, tokens, perplexity):
     """
     cells = ["-", "-"]
     if tokens:
-        same_tokens = interpolate(points, n=tokens)
-        same_perplexity = interpolate(points, ppl=perplexity)
-        if same_tokens:
-            cells[0] = f"{same_tokens:,.2f}"
-        if same_perplexity:
-            cells[1] = f"{same_perplexity / tokens:.2f}"
+        ppl, teff = interpolate(points, n=tokens), teff_between(points, perplexity, tokens)
+        if ppl:
+            cells[0] = f"{ppl:,.2f}"
+        if teff:
+            cells[1] = f"{teff:.2f}"
     return f"{cells[0]:>13}{cells[1]:>7}"
 
 

@@ -452,7 +452,7 @@ def download(url):
         sha256, size = fetch(url, path)
     except (OSError, ValueError, RuntimeError, http.client.HTTPException,
             zipfile.BadZipFile) as error:  # RuntimeError: a zip with a password
-        # A full disk is no fault of the network, and cli.run has its own words for it.
+        # A full disk is no fault of the network, and cli.run_main has its own words for it.
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise
         raise BadInput(

@@ -24,7 +24,6 @@ COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F
 SIDE_COLOURS = {"input": "black", "output": "0.55", "tied": "black"}  # of the embedding matrices
 
 
-
 def language_colours(n):
     """A colour for each of n languages; those that the eight do not reach share a scale."""
     if n <= len(COLOURS):
@@ -135,7 +134,6 @@ def draw_losses(ax, train, val):
     """Training loss, noisy and thin, under validation loss, of each language."""
     n_languages = len(train[0]["loss"] if train else val[0]["val_loss"])
     for i, colour in enumerate(language_colours(n_languages)):
-
         # a rare language may have had no sequence since the line before: then it has no loss
         seen = [line for line in train if line["loss"][i] is not None]
         ax.plot(million_tokens(seen), [line["loss"][i] for line in seen],
@@ -286,7 +284,7 @@ def alignment_of_runs(path, summaries):
 def contrast(path, ratios, languages, mono):
     """90/10 against 50/50: perplexity beside monolingual models, and TEff, a dot a draw.
 
-    ratios [n]: EN1's share in each mix, 0.9 and 0.5.
+    ratios [2]: EN1's share in each of MIXES, 0.9 and 0.5.
     languages {"EN1": numbers, "EN2": numbers}, where numbers is
         {"tokens": [n], the millions that it saw; "ppl": [n] seeds;
          "teff": [n] seeds, against monolingual models at their best;
@@ -299,7 +297,7 @@ def contrast(path, ratios, languages, mono):
         draw_beside_monolingual(beside, ratios, languages, mono)
         for ax, key, baseline in ((best, "teff", "at their best"),
                                   (plain, "teff_plain", "with the same batches")):
-            draw_draws(ax, ratios, languages, key)
+            draw_draws(ax, languages, key)
             ax.axhline(1, color="0.6", lw=1)
             ax.set_ylim(0, None)
             tidy(ax, ylabel="token efficiency",
@@ -315,25 +313,19 @@ def contrast(path, ratios, languages, mono):
         legend(fig)
 
 
-def draw_draws(ax, ratios, languages, key):
+def draw_draws(ax, languages, key):
     """A column for each language and mix: a dot for each draw, side by side, and their mean."""
     ticks = []
     for colour, (language, numbers) in zip(COLOURS, languages.items()):
-        for ratio, draws in zip(ratios, numbers[key]):
+        for mix, draws in zip(MIXES, numbers[key]):
             column = len(ticks)
-            ticks.append(f"{language}\n{mix_name(ratio)}")
+            ticks.append(f"{language}\n{mix}")
             if not draws or None in draws:
                 continue
             offsets = np.linspace(-0.15, 0.15, len(draws)) if len(draws) > 1 else [0]
             ax.plot(column + np.array(offsets), draws, "o", color=colour, ms=5, alpha=0.7)
             ax.plot([column - 0.25, column + 0.25], [np.mean(draws)] * 2, color=colour, lw=1)
     ax.set_xticks(range(len(ticks)), ticks, fontsize=9)
-
-
-def mix_name(ratio):
-    """0.9 -> "90/10"."""
-    main = round(100 * ratio)
-    return f"{main}/{100 - main}"
 
 
 def ratio_sweep(path, ratios, languages, mono, law, alike):

@@ -280,39 +280,32 @@ def sides(found, names):
 
 def draw_main(path, found):
     """The two mixes."""
-    ratios, languages = [0.9, 0.5], {}
-    for i, language in enumerate(("EN1", "EN2")):
-        def values(key, language=language):
-            return [seeds(found, name, value_of, language, key) for name in MIXES]
-
-        languages[language] = {
-            "tokens": [million_tokens(found[name][0], language) for name in MIXES],
-            "ppl": values("ppl"),
-            "teff": values("teff_interpolated"),
-            "teff_plain": values("teff_same_batch"),
-            "paper": paper_sweep(i),
-        }
-    plots.contrast(path, ratios, languages, monolingual_runs(found))
+    languages = by_language(found, list(MIXES))
+    plots.contrast(path, [0.9, 0.5], languages, monolingual_runs(found))
 
 
 def draw_ratio(path, found):
     """The ratio sweep, of those of its runs that are there."""
     ratios, names = sweep(found)
-    languages = {}
-    for i, language in enumerate(("EN1", "EN2")):
-        languages[language] = {
-            "tokens": [million_tokens(found[name][0], language) for name in names],
-            "ppl": [seeds(found, name, value_of, language, "ppl") for name in names],
-            "teff": [seeds(found, name, value_of, language, "teff_interpolated")
-                     for name in names],
-            "paper": paper_sweep(i),
-        }
+    languages = by_language(found, names)
     alike = {
         "retrieval@1, middle layer": [seeds(found, name, retrieval) for name in names],
         "gradient cosine": [seeds(found, name, gradient) for name in names],
     }
     mono = monolingual_runs(found)
     plots.ratio_sweep(path, ratios, languages, mono, law_curve(mono), alike)
+
+
+def by_language(found, names):
+    """What plots.contrast and plots.ratio_sweep call languages: EN1 and EN2 in runs of a sweep."""
+    languages = {}
+    for i, language in enumerate(("EN1", "EN2")):
+        numbers = {"tokens": [million_tokens(found[name][0], language) for name in names]}
+        for key, of_result in (("ppl", "ppl"), ("teff", "teff_interpolated"),
+                               ("teff_plain", "teff_same_batch")):
+            numbers[key] = [seeds(found, name, value_of, language, of_result) for name in names]
+        languages[language] = numbers | {"paper": paper_sweep(i)}
+    return languages
 
 
 def paper_sweep(i):

@@ -128,7 +128,7 @@ def test_the_ratio_sweep_says_the_share_of_en2_beside_its_points():
 def test_a_column_for_each_language_and_mix_has_a_dot_for_each_draw():
     ax = panel()
     languages = {"EN1": {"teff": [[1.0, 1.2], [0.8]]}, "EN2": {"teff": [[2.0, None], [0.9, 0.7]]}}
-    plots.draw_draws(ax, [0.9, 0.5], languages, "teff")
+    plots.draw_draws(ax, languages, "teff")
     assert [label.get_text() for label in ax.get_xticklabels()] == [
         "EN1\n90/10", "EN1\n50/50", "EN2\n90/10", "EN2\n50/50"]
     dots, means = ax.lines[::2], ax.lines[1::2]
