@@ -2,6 +2,7 @@
 
     python align.py runs/a              # a table, runs/a/align.json and runs/a/align.png
     python align.py runs/a runs/b ...   # and one figure that compares them layer by layer
+    python align.py runs/c --parallel=eltec-fra-eng   # real languages: a text and its translation
 
 Per layer (0: the embedding), for EN1 and each other language:
     cosine            of the residual streams at the same position
@@ -15,6 +16,10 @@ same measure of pairs shuffled among states of one position, and said to be abov
 
 Then the cosine of the two languages' loss gradients (paper: Gradient similarity), and that of each
 token's embedding and its clone's (paper: Embedding similarity).
+
+A translation has other tokens, in another order. So for real languages tokens are matched, and
+lines are compared whole (parallel.py); the floors are those of texts that do not translate each
+other.
 """
 import numpy as np
 import torch
@@ -22,10 +27,11 @@ import torch.nn.functional as F
 
 import clone
 import data
+import parallel
 import runs
 from lib import plots
 from lib.cli import BadInput, Parser, progress, run_main, write_json
-from lib.plots import MEASURES  # {key: what tables and pictures call it}
+from lib.plots import MEASURES, PARALLEL_MEASURES  # {key: what tables and pictures call it}
 from model import pick_device
 
 TOKENS = 65536  # of test text: for CKA and the gradients
@@ -33,6 +39,10 @@ STATES = 2048  # of them kept: for the cosines and retrieval
 GRADIENTS = ("single", "same", "other", "within")  # the kinds of gradient_similarity
 SEQUENCES = 500  # for the gradient cosine of single sequences, as many as the paper's
 SHUFFLES = 8  # of the pairs, for the floor
+# of a parallel text: tokens whose windows are matched, lines, windows for the gradients
+MATCHED_TOKENS, LINES, PARALLEL_WINDOWS = 8192, 1000, 500
+MATCHINGS = 4  # of shuffled windows, for the floor: a matching takes a while
+USES = 5  # a token counts as used in a language if it is there as often
 # a measure is above its floor if by more than this, and by more than 5 standard deviations of the
 # shuffles
 MARGIN = 0.02
@@ -220,18 +230,29 @@ def compare_states(a, b, shuffles):
 # Gradients
 
 def gradient_similarity(model, base, row_a, row_b, device):
+    """Cosine of the loss gradients of two clones, for each parameter tensor: compare_gradients.
+
+    base [n, T + 1]: ids of the text as tokenised. Of the embeddings' gradients only the language's
+    rows are compared, a token's with its clone's.
+    """
+    return compare_gradients(model, row_a[base], row_b[base], (row_a, row_b), device)
+
+
+def compare_gradients(model, windows_a, windows_b, rows, device):
     """Cosine of the loss gradients of two languages, for each parameter tensor.
 
-    base [n, T + 1]: ids of the text as tokenised. Returns {name: {kind: cosine}}, the kinds being
-        single   of the two languages on one sequence, mean over sequences (paper: Gradient
-                 similarity): most of such a gradient is of what this one sequence says
-        same     of the two languages on one text, the sum over many sequences
-        other    of the two languages on two texts, the two halves of base
+    windows_a, windows_b [n]: ids of one text in both, window by window. rows: of gradients().
+    Returns {name: {kind: cosine}}, the kinds being
+        single   of the two languages on one window, mean over windows (paper: Gradient
+                 similarity): most of such a gradient is of what this one window says
+        same     of the two languages on one text, the sum over many windows
+        other    of the two languages on two texts, the two halves of the windows
         within   of one language on two texts: as alike as anything gets here
     """
-    half_1, half_2 = np.array_split(base, 2)
-    a1, a2, b1, b2 = (gradients(model, row[half], device, row)
-                      for row in (row_a, row_b) for half in (half_1, half_2))
+    half = (len(windows_a) + 1) // 2
+    a1, a2, b1, b2 = (gradients(model, part, device, row)
+                      for windows, row in zip((windows_a, windows_b), rows)
+                      for part in (windows[:half], windows[half:]))
     result = {}
     for name in a1:
         same = flat_cosine(a1[name], b1[name]) + flat_cosine(a2[name], b2[name])
@@ -240,8 +261,9 @@ def gradient_similarity(model, base, row_a, row_b, device):
         result[name] = {"same": same / 2, "other": other / 2, "within": within / 2}
 
     singles = {name: [] for name in result}
-    for sequence in base[:SEQUENCES, None]:  # [1, T + 1]
-        a, b = (gradients(model, row[sequence], device, row) for row in (row_a, row_b))
+    for i in range(min(len(windows_a), SEQUENCES)):
+        a, b = (gradients(model, windows[i:i + 1], device, row)
+                for windows, row in zip((windows_a, windows_b), rows))
         for name in result:
             singles[name].append(flat_cosine(a[name], b[name]))
     for name in result:
@@ -250,24 +272,29 @@ def gradient_similarity(model, base, row_a, row_b, device):
     return result
 
 
-def gradients(model, ids, device, row):
-    """{name: gradient of the summed loss of ids [n, T + 1]}, by the names of Block's tensors.
+def gradients(model, windows, device, row):
+    """{name: gradient of the summed loss of windows}, by the names of Block's tensors.
 
-    qkv counts as three tensors, and so does its bias. row [V]: the language's ids; of the
-    embeddings' gradients only its rows are kept, so that they stand in the same order for every
-    language, a token's beside its clone's.
+    windows: ids [n, T + 1], or a list of n windows that differ in length. qkv counts as three
+    tensors, and so does its bias. row [V]: the language's ids; of the embeddings' gradients only
+    its rows are kept, so that they stand in the same order for every language, a token's beside its
+    clone's. None: the tokens of real languages have no clones, and the embeddings are left out.
     """
     model.zero_grad()
-    for part in torch.from_numpy(ids).to(device).split(max(1, 8192 // ids.shape[1])):
-        model(part).sum().backward()
+    if isinstance(windows, list):
+        parts = [torch.from_numpy(window[None]) for window in windows]
+    else:
+        parts = torch.from_numpy(windows).split(max(1, 8192 // windows.shape[1]))
+    for part in parts:
+        model(part.to(device)).sum().backward()
 
-    own = torch.from_numpy(row).to(device)
     result = {}
     for name, parameter in model.named_parameters():
         gradient = parameter.grad
         layer, _, tensor = name.rpartition(".")
         if tensor in ("embedding", "unembedding"):
-            result[name] = gradient[own].clone()
+            if row is not None:
+                result[name] = gradient[torch.from_numpy(row).to(device)].clone()
         elif tensor in ("qkv", "qkv_bias"):
             for kind, part in zip("qkv", gradient.chunk(3)):
                 result[f"{layer}.{tensor.replace('qkv', kind)}"] = part.clone()
@@ -346,24 +373,160 @@ def embedding_similarity(model, row_a, row_b, frequency, bins=8):
 
 
 # ------------------------------------------------------------------------------------------------
+# Real languages: a text and its translation (paper: English-French)
+
+@torch.no_grad()
+def parallel_similarity(model, windows, shared, device, say=None):
+    """Each of PARALLEL_MEASURES against its floor, for each layer, of a text and its translation.
+
+    windows: of parallel.pack. shared: the ids that both languages have, [] if none. Returns
+    [{measure: against_floor(...)}], a dict a layer. say: called with the share that is done.
+    """
+    to_match = spread(windows, MATCHED_TOKENS // model.config["context"])
+    tokens = []  # of both sides: the states of each window, a list a layer
+    for side in (0, 1):
+        tokens.append(list(zip(*(states_of(model, window[side], device) for window in to_match))))
+    ids_a, ids_b = (np.concatenate([window[side] for window in to_match]) for side in (0, 1))
+
+    with_lines = spread(windows, LINES)  # a line each, or more
+    lines = [mean_states(model, with_lines, side, device) for side in (0, 1)]
+
+    result = []
+    for layer, (a, b) in enumerate(zip(*tokens)):
+        result.append(matched_similarity(a, b) | line_similarity(lines[0][layer], lines[1][layer]))
+        if len(shared):
+            result[-1] |= shared_similarity(torch.cat(a), torch.cat(b), ids_a, ids_b, shared)
+        if say:
+            say((layer + 1) / len(tokens[0]))
+    return result
+
+
+def states_of(model, ids, device):
+    """The residual stream of one window, ids [T], after the embedding and every layer: [T, D]."""
+    stream = model.residual_stream(torch.from_numpy(ids[None]).to(device))
+    return [x[0].float().cpu() for x in stream]
+
+
+def mean_states(model, windows, side, device):
+    """The mean state of each line of windows, on one side of them: [lines, D] for each layer.
+
+    A line stands where its translation does, and is about as long. So that a model which knows
+    positions and nothing else finds nothing, the mean state at each position is taken off first.
+    """
+    n_layers, T, D = len(model.blocks) + 1, model.config["context"], model.config["d_model"]
+    means = [[] for _ in range(n_layers)]
+    at_position, counts, places = torch.zeros(n_layers, T, D), torch.zeros(T), []
+    for window in windows:
+        ends = [end[side] for end in window.ends]
+        spans = list(zip([0, *ends[:-1]], ends))
+        places += spans
+        counts[:ends[-1]] += 1
+        for layer, states in enumerate(states_of(model, window[side], device)):
+            at_position[layer, :ends[-1]] += states
+            means[layer] += [states[start:end].mean(0) for start, end in spans]
+
+    at_position /= counts.clamp(min=1)[:, None]
+    result = []
+    for layer in range(n_layers):
+        off = [at_position[layer, start:end].mean(0) for start, end in places]
+        result.append(torch.stack(means[layer]) - torch.stack(off))
+    return result
+
+
+def spread(windows, n):
+    """n of the windows, or all if there are fewer, spread evenly over the text."""
+    return [windows[i] for i in np.unique(np.linspace(0, len(windows) - 1, n).astype(int))]
+
+
+def matched_similarity(a, b):
+    """Mean cosine of the tokens of windows with those of their translations that they go with best.
+
+    a, b: the states of both sides, a list of [Ta, D] and one of [Tb, D]. They are matched by
+    parallel.match, raw and after each language's mean is taken off. A matching finds something in
+    any two texts: so the floor, of windows and the translations of others, is high.
+    """
+    mean_a, mean_b = torch.cat(a).mean(0), torch.cat(b).mean(0)
+    n = len(a)
+    shifts = np.unique(np.linspace(1, max(n - 1, 1), MATCHINGS).astype(int))  # of the other sides
+    result = {}
+    for measure, (off_a, off_b) in {"matched": (0, 0), "matched_centred": (mean_a, mean_b)}.items():
+        unit_a = [F.normalize(x - off_a, dim=1) for x in a]
+        unit_b = [F.normalize(x - off_b, dim=1) for x in b]
+
+        def mean_cosine(shift, unit_a=unit_a, unit_b=unit_b):
+            cosines = []
+            for i in range(n):
+                weights = (unit_a[i] @ unit_b[(i + shift) % n].T).double().numpy()
+                cosines.append(weights[parallel.match(weights)].mean())
+            return np.mean(cosines)
+
+        result[measure] = against_floor(mean_cosine(0), [mean_cosine(s) for s in shifts])
+    return result
+
+
+def line_similarity(a, b):
+    """How alike are lines and their translations? a, b [lines, D]: the mean state of each.
+
+    Is the nearest line of the other language, by centred cosine, the translation? And linear CKA.
+    """
+    rng = torch.Generator().manual_seed(0)
+    orders = [torch.randperm(len(a), generator=rng) for _ in range(SHUFFLES)]
+    cka = StreamingCKA()
+    cka.add(a, b, orders)
+    return {
+        "line": against_floor(retrieval_at_1(a, b), [retrieval_at_1(a, b, o) for o in orders]),
+        "line_back": against_floor(retrieval_at_1(b, a), [retrieval_at_1(b, a, o) for o in orders]),
+        "line_cka": against_floor(cka.value(), [cka.value(i) for i in range(SHUFFLES)]),
+    }
+
+
+def shared_similarity(a, b, ids_a, ids_b, shared):
+    """Is a token that two languages share used alike? Centred cosine of its mean states in both.
+
+    a, b [n, D]: states; ids_a, ids_b [n]: of which tokens. The floor: of two different tokens.
+    """
+    use_a, use_b = [], []
+    ca, cb = centre(a), centre(b)
+    for token in shared:
+        in_a, in_b = ids_a == token, ids_b == token
+        if min(in_a.sum(), in_b.sum()) >= USES:
+            use_a.append(ca[in_a].mean(0))
+            use_b.append(cb[in_b].mean(0))
+    if len(use_a) < 3:
+        return {}
+    use_a, use_b = torch.stack(use_a), torch.stack(use_b)
+    floors = [cosine(use_a, use_b.roll(i + 1, 0)) for i in range(min(SHUFFLES, len(use_a) - 1))]
+    return {"shared": against_floor(cosine(use_a, use_b), floors)}
+
+
+# ------------------------------------------------------------------------------------------------
 # A run
 
-def measure(run):
-    """All of align.json: {"pairs": {"EN1-EN2": ...}}, EN1 with each other language.
+def measure(run, parallel_text=None):
+    """All of align.json: {"pairs": {"EN1-EN2": ...}}, the first language with each other one.
 
-    Raises BadInput for too short a test text.
+    parallel_text: of real languages, where lines and their translations are. Raises BadInput.
     """
-    text, T = data.tokens(run.corpus, "test"), run.config.context
+    if run.clones:
+        measured = measure_clones(run)
+    else:
+        measured = measure_real(run, parallel_text)
+    return {"checkpoint": data.file_sha256(run.folder / "model.pt")} | measured
+
+
+def measure_clones(run):
+    """What align.json holds of clones. Raises BadInput for too short a test text."""
+    text, T = data.tokens(run.corpora[0], "test"), run.config.context
     n = min((len(text) - 1) // T, max(2, TOKENS // T))
     if n < 2:
         raise BadInput(f"the test split of {run.config.corpus} has {len(text)} tokens, "
                        f"fewer than two windows of {run.folder} ({2 * T + 1})")
     base = clone.consecutive(text, T, n)  # [n, T + 1]
-    frequency = data.count_tokens(data.tokens(run.corpus, "train"), run.config.vocab_size)
+    frequency = data.count_tokens(data.tokens(run.corpora[0], "train"), run.config.vocab_size)
 
     pairs = {}
     for l in range(1, len(run.table)):
-        name, row_a, row_b = f"EN1-EN{l + 1}", run.table[0], run.table[l]
+        name, row_a, row_b = f"{run.names[0]}-{run.names[l]}", run.table[0], run.table[l]
 
         def say(share, name=name):
             progress(f"{run.folder}: {name}, hidden states {share:.0%}")
@@ -377,12 +540,47 @@ def measure(run):
         }
     progress("")
     mask = clone.cloned_positions(base[:, :-1], run.table[0], run.table[1])
-    return {
-        "checkpoint": data.file_sha256(run.folder / "model.pt"),
-        "tokens": n * T,
-        "states": int(mask[kept_windows(n, T)].sum()),
-        "pairs": pairs,
-    }
+    return {"tokens": n * T, "states": int(mask[kept_windows(n, T)].sum()), "pairs": pairs}
+
+
+def measure_real(run, parallel_text):
+    """What align.json holds of real languages. Raises BadInput for a parallel text that cannot be
+    read, is too short, or was trained on.
+    """
+    progress(f"{run.folder}: is any of the parallel text among its training documents?")
+    n_documents = parallel.check_held_out(run, parallel_text)
+    pairs, tokens = {}, 0
+    for l in range(1, len(run.table)):
+        names, rows = [run.names[0], run.names[l]], [run.table[0], run.table[l]]
+        documents = parallel.read_pairs(parallel_text, names)
+        windows, n_pairs, packed = parallel.pack(
+            documents, [run.encoders[0], run.encoders[l]], rows, run.config.context)
+        if len(windows) < 8:
+            raise BadInput(f"the parallel text {parallel_text} has {len(windows)} windows of pairs "
+                           f"that fit {run.config.context} tokens: expected eight or more")
+        name = "-".join(names)
+        progress("")
+        print(f"{run.folder}: {name}: {n_pairs:,} pairs of lines, of which {packed:,} fit a window "
+              f"of {run.config.context} tokens, in {len(windows):,} windows; none of them is among "
+              f"the {n_documents} training documents")
+
+        def say(share, name=name):
+            progress(f"{run.folder}: {name}, hidden states {share:.0%}")
+
+        shared = np.intersect1d(*rows)
+        layers = parallel_similarity(run.model, windows, shared, run.device, say)
+        progress(f"{run.folder}: {name}, gradients")
+        some = spread(windows, PARALLEL_WINDOWS)
+        sides = [[window[side] for window in some if min(len(window.a), len(window.b)) > 1]
+                 for side in (0, 1)]
+        pairs[name] = {
+            "layers": layers,
+            "gradients": compare_gradients(run.model, *sides, (None, None), run.device),
+            "embeddings": {},
+        }
+        tokens += sum(len(window.a) for window in windows)
+    progress("")
+    return {"tokens": tokens, "pairs": pairs}
 
 
 def mean_over(entries):
@@ -409,7 +607,7 @@ def summary(result):
     pairs = list(result["pairs"].values())
     layers = []
     for of_layer in zip(*(pair["layers"] for pair in pairs)):
-        layers.append({m: mean_over([layer[m] for layer in of_layer]) for m in MEASURES})
+        layers.append({m: mean_over([layer[m] for layer in of_layer]) for m in of_layer[0]})
 
     gradients = {}
     for tensor in pairs[0]["gradients"]:
@@ -440,17 +638,35 @@ def cell(entry):
     return f"{entry['value']:.3f} {entry['floor']:6.3f} {star}"
 
 
+HEADS = {  # of the columns of the table
+    "cosine": "cosine", "centred": "centred cosine", "cka": "linear CKA",
+    "retrieval": "retrieval@1 ->", "retrieval_back": "retrieval@1 <-",
+    "matched": "matched cosine", "matched_centred": "matched, centred",
+    "line": "line retr. ->", "line_back": "line retr. <-", "line_cka": "lines' CKA",
+    "shared": "shared tokens",
+}
+
+
 def print_table(folder, languages, of_run):
     """The page in words; languages: ["EN1", "EN2", ...], of_run: summary(...)."""
+    clones = "matched" not in of_run["layers"][0]
+    words = MEASURES if clones else PARALLEL_MEASURES
+    floor = "shuffled pairs" if clones else "texts that do not translate each other"
     print(f"\n{folder}: {languages[0]} with {', '.join(languages[1:])}; each measure beside its "
-          "floor (shuffled pairs), * where it is clearly above it")
-    heads = ("cosine", "centred cosine", "linear CKA", "retrieval@1 ->", "retrieval@1 <-")
-    print("layer   " + "".join(f"{head:18}" for head in heads))
+          f"floor ({floor}), * where it is clearly above it")
+    print("layer   " + "".join(f"{HEADS[m]:18}" for m in of_run["layers"][0]))
     for i, layer in enumerate(of_run["layers"]):
-        print(f"{i:5}   " + "".join(f"{cell(layer[m]):18}" for m in MEASURES))
+        print(f"{i:5}   " + "".join(f"{cell(entry):18}" for entry in layer.values()))
+    if not clones:
+        print("matched: cosine of each token with the one of the translation that it goes with "
+              "best, by a matching\nline retr.: how often is the nearest line of the other "
+              "language, by its mean state, the translation?")
+        if "shared" in of_run["layers"][0]:
+            print("shared tokens: centred cosine of the use of a token in the two languages")
 
     gradient = of_run["gradient"]
-    print("gradient cosine, mean over the tensors of the blocks: EN1 and other on single "
+    other = "EN1 and other" if clones else "the two languages"
+    print(f"gradient cosine, mean over the tensors of the blocks: {other} on single "
           f"sequences (the paper's) {gradient['single']:.3f},\n  on one text "
           f"{gradient['same']:.3f}, on two texts {gradient['other']:.3f}, "
           f"one language on two texts {gradient['within']:.3f}")
@@ -459,30 +675,33 @@ def print_table(folder, languages, of_run):
               f"all pairs {entry['all_pairs']:.3f}")
 
     above = []
-    for m, name in MEASURES.items():
+    for m in of_run["layers"][0]:
         layers = [str(i) for i, layer in enumerate(of_run["layers"]) if layer[m]["above"]]
         if layers:
             word = "layer" if len(layers) == 1 else "layers"
-            above.append(f"{name} in {word} {', '.join(layers)}")
+            above.append(f"{words[m]} in {word} {', '.join(layers)}")
     print("above the floor: " + ("; ".join(above) or "nothing"))
 
 
 def main():
     parser = Parser(__doc__)
     parser.positional("runs", "folders of finished runs of two languages or more, of one corpus")
-    parser.option("--corpus", None, "where the text of the runs is now (default: where it was, or "
-                  "what data/ still has of it)")
+    parser.option("--parallel", None, "of real languages: lines and their translations, "
+                  "eltec-fra-eng (downloaded once), a folder or a .zip with a .txt for each "
+                  "document and language, e.g. eng/a.txt and fra/a.txt")
+    parser.option("--corpus", None, "where the text of the runs is now, once for each (default: "
+                  "where it was, or what data/ still has of it)", several=True)
     parser.option("--device", "auto", "cpu, cuda or mps; auto takes the best there is")
     args, _ = parser.parse()
 
     summaries = {}  # by folder
     for run in runs.open_runs(args.runs, pick_device(args.device), 2, args.corpus):
-        result = measure(run)
+        check_parallel(run, args.parallel)
+        result = measure(run, args.parallel)
         write_json(run.folder / "align.json", result)
-        languages = [f"EN{l + 1}" for l in range(len(run.table))]
         summaries[run.folder] = summary(result)
-        print_table(run.folder, languages, summaries[run.folder])
-        plots.alignment_page(run.folder / "align.png", run.folder.name, languages,
+        print_table(run.folder, run.names, summaries[run.folder])
+        plots.alignment_page(run.folder / "align.png", run.folder.name, run.names,
                              summaries[run.folder])
 
     first = next(iter(summaries))
@@ -493,6 +712,16 @@ def main():
         by_name = {str(folder): of_run for folder, of_run in summaries.items()}
         plots.alignment_of_runs(path, by_name)
         print(f"{path} compares the runs")
+
+
+def check_parallel(run, parallel_text):
+    """Raise BadInput unless a parallel text is given for real languages, and none for clones."""
+    if run.clones and parallel_text:
+        raise BadInput(f"the languages of {run.folder} are clones, which read one text: "
+                       "leave --parallel out")
+    if not run.clones and not parallel_text:
+        raise BadInput(f"the languages of {run.folder} are real: give lines and their "
+                       "translations, --parallel=PATH")
 
 
 if __name__ == "__main__":

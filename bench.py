@@ -108,7 +108,7 @@ def turn(way, shape, device, dtype, steps):
 
     # One optimiser and one stream of batches, as in train.py, for both.
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    batch = make_batches(shape)
+    batch = make_batches(shape, 5 + steps)
 
     def train(first, last):
         for step in range(first, last):
@@ -128,7 +128,7 @@ def turn(way, shape, device, dtype, steps):
     return seconds, batch_seconds, peak_memory(device)
 
 
-def make_batches(shape):
+def make_batches(shape, steps):
     """batch(step) of clone.make_batches, in two languages at 90/10, from a text that means nothing.
 
     Speed does not depend on what a text says. Its tokens are about as frequent as those of a
@@ -139,12 +139,12 @@ def make_batches(shape):
     # Zipf's numbers are 1, 2, 3, ... without end: 1 to V are kept, and ids are 0 to V - 1.
     text = rng.zipf(1.2, 2_000_000).clip(max=V).astype(np.uint16) - 1
     return clone.make_batches(
-        text,
+        [text, text],
         table=clone.clone_table(np.ones(V), languages=2),
         stages=np.array([[0.9, 0.1]]),
         context=shape["context"],
         batch_size=shape["batch_size"],
-        steps=1 << 20,
+        steps=steps,
         seed=0,
     )
 

@@ -1,23 +1,28 @@
-"""Token stream -> batches in N languages that share grammar, statistics and meaning, but no token.
+"""What a language is, and batches in N languages: token streams -> ids of the model.
 
     python clone.py --ratio=0.9   # see what cloning is: one sentence in each language,
                                   # and a check of the batches
+    python clone.py --corpus=eltec-eng --corpus=eltec-fra --vocabulary=anchored   # real languages
 
-Language 0 (EN1) is the text as tokenised. In language l (EN2, EN3, ...) every token id is shifted
-by l * V. The text is cut into windows of context + 1 tokens, and each window is in one language,
-drawn by the shares that --ratio gives (paper: Cloning). It is drawn once for the whole run: in a
-later epoch the window is in the same language again, so that no text is read in two.
+A language is a token stream, and the ids that its tokens have in the model. Clones share grammar,
+statistics and meaning, but no token: all have one stream, and language l (EN2 for l = 1) has every
+id shifted by l * V (paper: Cloning). Real languages have a stream and a tokeniser each.
+
+A stream is cut into windows of context + 1 tokens. Each window is in one language, drawn by the
+shares that --ratio gives. It is drawn once for the whole run: in a later epoch the window is in the
+same language again, so that no text is read in two.
 
 Batches are a pure function of (seed, step): so resuming needs no state, processes never overlap,
 and two runs that differ in ratio only see the same text in the same order.
 """
+import re
 from functools import lru_cache
 
 import numpy as np
 
 import data
-from lib.bpe import encoder
-from lib.cli import BadInput, Parser, run_main
+from lib.bpe import encoder, token_bytes
+from lib.cli import BadInput, Parser, as_options, run_main
 
 # ------------------------------------------------------------------------------------------------
 # The languages: how much of each, and the ids of their tokens
@@ -97,6 +102,38 @@ def clone_table(counts, languages, cloned=1.0, seed=0):
     return table
 
 
+def vocabulary_table(vocabularies, anchored):
+    """The same table for real languages, each with a tokeniser of its own, int64 [N, V].
+
+    vocabularies: for each language, what its V tokens spell, as bytes. Disjoint: token i of
+    language l is i + l * V. Anchored: a token that an earlier language spells the same, byte for
+    byte, has the id that it has there (paper: English-French). With V = 3:
+
+                                    disjoint    anchored
+        eng   "the" "a" "on"         0  1  2     0  1  2
+        fra   "le"  "a" "on"         3  4  5     3  1  2
+    """
+    V = len(vocabularies[0])
+    table = np.arange(V) + np.arange(len(vocabularies))[:, None] * V
+    if anchored:
+        known = {}  # what a token spells -> its id in the model
+        for row, vocabulary in zip(table, vocabularies):
+            for i, spelling in enumerate(vocabulary):
+                row[i] = known.setdefault(spelling, row[i])
+    return table
+
+
+def spell(ids, encoders, V):
+    """The text of ids of the model [n]: id = l * V + i is token i of language l's tokeniser.
+
+    encoders [N]: one a language; those of clones are one and the same.
+    """
+    pieces = []
+    for i in ids:
+        pieces.append(encoders[i // V].decode_single_token_bytes(int(i % V)))
+    return b"".join(pieces).decode(errors="replace")
+
+
 def anchor_points(table, counts):
     """(how many tokens of the vocabulary are anchor points, their share of the running text).
 
@@ -108,6 +145,64 @@ def anchor_points(table, counts):
     return int(shared.sum()), float(counts[shared].sum() / counts.sum())
 
 
+def shared_tokens(table, counts):
+    """The same, of real languages: for each one, (how many of its tokens another has too, their
+    share of its running text). table [N, V]: vocabulary_table; counts [N, V].
+    """
+    ids, times = np.unique(table, return_counts=True)
+    several = ids[times > 1]
+    result = []
+    for row, count in zip(table, counts):
+        mine = np.isin(row, several)
+        result.append((int(mine.sum()), float(count[mine].sum() / count.sum())))
+    return result
+
+
+# ------------------------------------------------------------------------------------------------
+# The languages: their names
+
+ENDINGS = {"txt", "xml", "zip", "gz", "xz"}  # of files, which are not a language's name
+
+
+def language_names(corpus, languages):
+    """What the languages of a config are called. Raises BadInput if two would have one name.
+
+    corpus: one, whose clones are EN1, EN2 ...; or a list of them, each "eng=PATH" or named after
+    its path: language_names(["ELTeC-eng-1.0.1.zip", "fr=novels/"], 2) -> ["eng", "fr"].
+    """
+    if isinstance(corpus, str):
+        name = split_name(corpus)[0] or "EN"
+        return [f"{name}{l + 1}" for l in range(languages)]
+
+    names = [split_name(c)[0] or short_name(c) for c in corpus]
+    for name in names:
+        if names.count(name) > 1:
+            again = " ".join(f"--corpus=NAME={split_name(c)[1]}" for c in corpus)
+            raise BadInput(f"two languages would be called {name}: give each a name of its own of "
+                           f"two or three letters, {again}")
+    return names
+
+
+def split_name(corpus):
+    """The name that is given to a language, and its corpus: "fra=a.txt" -> ("fra", "a.txt").
+
+    Without a name: "a.txt" -> (None, "a.txt").
+    """
+    found = re.fullmatch("([a-z]{2,3})=(.+)", corpus)
+    return found.groups() if found else (None, corpus)
+
+
+def short_name(corpus):
+    """A name of two or three letters, from a corpus's: its first word that is as short, else the
+    start of its first word. "eltec-eng" -> "eng", "docs" -> "doc", "2020/" -> "l".
+    """
+    words = [w for w in re.findall("[a-z]{2,}", data.label(corpus).lower()) if w not in ENDINGS]
+    for word in words:
+        if len(word) in (2, 3):
+            return word
+    return words[0][:3] if words else "l"
+
+
 def cloned_positions(base, row_a, row_b):
     """Where a text base [...] has tokens whose ids differ between two languages, bool [...].
 
@@ -115,6 +210,42 @@ def cloned_positions(base, row_a, row_b):
     """
     differ = (row_a != row_b)[base]
     return differ if differ.any() else ~differ
+
+
+# ------------------------------------------------------------------------------------------------
+# The languages: their text and their table
+
+def open_corpora(corpus, languages, vocab_size, tokenizer, parallel=None):
+    """The prepared corpus of each language [N], a manifest of data.prepare: clones have the same.
+
+    corpus: one, or a list. Raises BadInput.
+    """
+    if isinstance(corpus, str):
+        return [data.prepare(split_name(corpus)[1], vocab_size, tokenizer, parallel)] * languages
+    return [data.prepare(split_name(c)[1], vocab_size, tokenizer, parallel) for c in corpus]
+
+
+def open_texts(corpora, split):
+    """The token stream of each language [N] in a split. Languages of one text have one stream:
+    the same object, as clones have, and two corpora that are the same to the last token.
+    """
+    streams = {}  # by the hash of the file
+    texts = []
+    for corpus in corpora:
+        digest = corpus["files"][f"{split}.bin"]
+        if digest not in streams:
+            streams[digest] = data.tokens(corpus, split)
+        texts.append(streams[digest])
+    return texts
+
+
+def make_table(corpora, corpus, cloned, anchor_seed, vocabulary):
+    """The table [N, V] of the languages: vocabulary_table of real ones, clone_table of clones."""
+    if isinstance(corpus, list):
+        vocabularies = [token_bytes(encoder(c)) for c in corpora]
+        return vocabulary_table(vocabularies, vocabulary == "anchored")
+    counts = data.count_tokens(data.tokens(corpora[0], "train"), corpora[0]["vocab_size"])
+    return clone_table(counts, len(corpora), cloned, anchor_seed)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -164,8 +295,7 @@ def make_languages(n, stages, steps, seed):
     shares, and a window that is in EN1 at 50/50 is in EN1 at 90/10 too.
     """
     u = np.random.default_rng([seed, 3]).random(n)
-    limits = stages.cumsum(1)
-    limits[:, -1] = np.inf  # the shares may sum to a hair less than 1
+    limits = upper_limits(stages)
 
     def languages(window, step):
         stage = step * len(stages) // steps
@@ -174,31 +304,93 @@ def make_languages(n, stages, steps, seed):
     return languages
 
 
-def make_batches(ids, table, stages, context, batch_size, steps, seed, rank=0, world=1):
+def upper_limits(stages):
+    """Up to where each language reaches [S, N], if their shares [S, N] lie side by side."""
+    limits = stages.cumsum(1)
+    limits[:, -1] = np.inf  # the shares may sum to a hair less than 1
+    return limits
+
+
+def make_turns(stages, steps, batch_size, seed):
+    """Which stream each sequence of a run reads, and how many have read it before, int64 [n] both.
+
+    stages [S, streams]: the share of each stream. With one stream, as clones have, these are 0 and
+    0, 1, 2, ... With two, say
+
+        stream   0 0 1 0 1
+        place    0 1 0 2 1     the 5th sequence reads the second window of stream 1
+    """
+    k = np.arange(steps * batch_size)
+    u = np.random.default_rng([seed, 4]).random(len(k))
+    stage = k // batch_size * len(stages) // steps
+    stream = np.zeros(len(k), dtype=np.int64)
+    for limit in upper_limits(stages).T[:-1]:
+        stream += u >= limit[stage]
+
+    place = np.empty_like(stream)
+    for s in range(stages.shape[1]):
+        mine = stream == s
+        place[mine] = np.arange(mine.sum())
+    return stream, place
+
+
+def make_batches(texts, table, stages, context, batch_size, steps, seed, rank=0, world=1):
     """Return batch(step) -> (ids int64 [B / world, T + 1], lang int64 [B / world]).
 
-    ids: a token stream; table [N, V]: clone_table; stages [S, N]: parse_stages. batch_size is that
-    of all processes together; process `rank` of `world` gets its part of it.
+    texts [N]: the token stream of each language; clones have one and the same. table [N, V]: their
+    ids; stages [S, N]: parse_stages. batch_size is that of all processes together; process `rank`
+    of `world` gets its part of it.
 
-    A worked example: ids 0 to 15 and T = 3, so there are four windows of 4 ids. Say that epoch 0
-    takes them in the order 3 1 0 2, and that window 1 is in EN2. With V = 100 and B = 2:
+    A worked example: two clones of ids 0 to 15 and T = 3, so there are four windows of 4 ids. Say
+    that epoch 0 takes them in the order 3 1 0 2, and that window 1 is in EN2. With V = 100, B = 2:
 
         step 0    windows 3 and 1    12 13 14 15    104 105 106 107
         step 1    windows 0 and 2     0  1  2  3      8   9  10  11
         step 2    epoch 1: the same windows in another order, window 1 in EN2 again
     """
-    n, width = windows(ids, context), context + 1
-    order, languages = make_order(n, seed), make_languages(n, stages, steps, seed)
-    mine = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
+    width = context + 1
+    streams, speakers = find_streams(texts)
+    share = np.stack([stages[:, langs].sum(1) for langs in speakers], axis=1)  # [S, streams]
+    stream, place = make_turns(share, steps, batch_size, seed)
+
+    orders, languages = [], []  # of each stream
+    for text, langs in zip(streams, speakers):
+        n = windows(text, context)
+        within = stages[:, langs] / np.maximum(stages[:, langs].sum(1, keepdims=True), 1e-12)
+        orders.append(make_order(n, seed))
+        languages.append(make_languages(n, within, steps, seed))
 
     def batch(step):
         k = step * batch_size + np.arange(batch_size)  # the number of each sequence in the run
-        window = order(k[mine])
-        lang = languages(window, step)
-        text = ids[window[:, None] * width + np.arange(width)]  # [B / world, T + 1]
-        return table[lang[:, None], text], lang
+        k = k[rank * batch_size // world:(rank + 1) * batch_size // world]
+        lang, ids = np.empty_like(k), np.empty((len(k), width), dtype=np.int64)
+        for s, (text, langs) in enumerate(zip(streams, speakers)):
+            here = stream[k] == s
+            window = orders[s](place[k[here]])
+            lang[here] = langs[languages[s](window, step)]
+            pieces = text[window[:, None] * width + np.arange(width)]  # [sequences, T + 1]
+            ids[here] = table[lang[here][:, None], pieces]
+        return ids, lang
 
     return batch
+
+
+def find_streams(texts):
+    """The different streams among the texts [N] of the languages, and the languages of each.
+
+    Clones: one stream, of all languages. find_streams([a, a]) -> [a], [[0, 1]]; of two real
+    languages, find_streams([a, b]) -> [a, b], [[0], [1]].
+    """
+    streams, speakers = [], []
+    for lang, text in enumerate(texts):
+        for stream, langs in zip(streams, speakers):
+            if stream is text:
+                langs.append(lang)
+                break
+        else:
+            streams.append(text)
+            speakers.append([lang])
+    return streams, [np.array(langs) for langs in speakers]
 
 
 def read_in_two_languages(n, stages, batch_size, steps, seed):
@@ -232,6 +424,9 @@ def add_options(parser, cloned=1.0):
     parser.option("--anchor_seed", 0, "of the choice of anchor points, whatever --seed is", int)
     parser.option("--schedule", None, "the main language's share in each of several equal stages "
                   "of the run, e.g. 0.9,0.1 (default: --ratio throughout)")
+    parser.option("--vocabulary", None, "of real languages, --corpus=A --corpus=B: disjoint ids, "
+                  "or anchored: tokens that are spelt the same share one id (default: disjoint)",
+                  choices=["disjoint", "anchored"])
 
 
 def resolve(args):
@@ -243,7 +438,15 @@ def resolve(args):
         raise BadInput(f"--anchor_seed={args.anchor_seed}: expected 0 or more")
     if args.schedule and args.ratio:
         raise BadInput("--schedule gives the shares of each stage: leave --ratio out")
+
     languages = args.languages
+    if isinstance(args.corpus, list):
+        check_real_languages(args)
+        languages = len(args.corpus)
+    elif args.vocabulary:
+        raise BadInput(f"--vocabulary={args.vocabulary} is of real languages, with a --corpus "
+                       "each, e.g. --corpus=eltec-eng --corpus=eltec-fra; for clones there is "
+                       "--cloned")
     if languages is None:
         named = len(args.ratio.split(",")) if args.ratio else 1
         languages = max(named, 2)
@@ -251,18 +454,45 @@ def resolve(args):
     return args.ratio or even, languages
 
 
-def show_sentence(sentence, enc, table):
-    """One sentence [n] in each language: its ids, and what they decode to."""
-    V = table.shape[1]
+def check_real_languages(args):
+    """Raise BadInput unless the options fit several --corpus."""
+    sources = [split_name(corpus)[1] for corpus in args.corpus]
+    for source in sources:
+        if sources.count(source) > 1:
+            raise BadInput(f"--corpus={source} is given twice: real languages need a text each; "
+                           "clones of one text need one --corpus")
+    if args.languages not in (None, len(sources)):
+        raise BadInput(f"--languages={args.languages}, but there are {len(sources)} --corpus, "
+                       "one a language: leave --languages out")
+    if args.cloned not in (None, 1):
+        raise BadInput(f"--cloned={args.cloned} is of clones; of real languages "
+                       "--vocabulary=anchored shares the tokens that are spelt the same")
+    language_names(args.corpus, len(sources))  # raises if two have one name
+
+
+def show_sentence(names, sentence, enc, table):
+    """One sentence [n] in each clone: its ids, and what they decode to."""
+    N, V = table.shape
     print("tokens      " + " ".join(f"{enc.decode([i]):>7}" for i in sentence))
-    for lang, row in enumerate(table):
+    for name, row in zip(names, table):
         ids = row[sentence]
-        print(f"EN{lang + 1:<4} ids   " + " ".join(f"{i:7}" for i in ids)
-              + f"   decoded: {enc.decode(list(ids % V))}")
+        print(f"{name:6} ids   " + " ".join(f"{i:7}" for i in ids)
+              + f"   decoded: {spell(ids, [enc] * N, V)}")
 
 
-def check_batches(batch, table, steps, seed):
-    """Print that the languages of the first batches share statistics and no token.
+def show_shared(names, vocabularies, table, counts):
+    """Which tokens real languages share, and ten examples: those that are read most."""
+    for name, (n, share) in zip(names, shared_tokens(table, counts)):
+        print(f"{name}: {len(table[0]):,} ids, {n:,} of them shared: {share:.1%} of its running "
+              "text")
+    often = sorted(range(len(counts[0])), key=lambda i: -counts[0][i])
+    common = [i for i in often if table[0][i] in table[1:]][:10]
+    words = [repr(vocabularies[0][i].decode(errors="replace")) for i in common]
+    print(f"shared, the most frequent in {names[0]}: {'  '.join(words) or 'none'}\n")
+
+
+def check_batches(names, batch, table, steps, seed):
+    """Print that clones have their shares, and share statistics and no token, in the first batches.
 
     The measure is the total variation between a language's token distribution and EN1's, beside
     that of the same sequences with their languages dealt out again: what chance alone gives.
@@ -285,8 +515,8 @@ def check_batches(batch, table, steps, seed):
 
     print(f"{'':6}{'vocabulary':>12}{'share':>9}{'tokens':>12}{'distance':>10}{'by chance':>11}")
     measured, chance = distances(counts), distances(by_chance)
-    for l, row in enumerate(table):
-        print(f"EN{l + 1:<4}{len(np.unique(row)):12,}{sequences[l] / sequences.sum():9.1%}"
+    for l, (name, row) in enumerate(zip(names, table)):
+        print(f"{name:6}{len(np.unique(row)):12,}{sequences[l] / sequences.sum():9.1%}"
               f"{int(counts[l].sum()):12,}{measured[l]:10.3f}{chance[l]:11.3f}")
 
 
@@ -298,27 +528,34 @@ def main():
     args, given = parser.parse()
     ratio, languages = resolve(args)
     stages = parse_stages(ratio, languages, args.schedule)
-    corpus = data.prepare(args.corpus, args.vocab_size, args.tokenizer)
-    enc, V = encoder(corpus), corpus["vocab_size"]
-    text = data.tokens(corpus, "train")
-    counts = data.count_tokens(text, V)
-    table = clone_table(counts, languages, args.cloned, args.anchor_seed)
+    names = language_names(args.corpus, languages)
+    corpora = open_corpora(args.corpus, languages, args.vocab_size, args.tokenizer, args.parallel)
+    table = make_table(corpora, args.corpus, args.cloned, args.anchor_seed, args.vocabulary)
+    enc, V = encoder(corpora[0]), corpora[0]["vocab_size"]
+    texts = open_texts(corpora, "train")
 
-    shared, share = anchor_points(table, counts)
-    print(f"\n{V:,} ids a language, {len(np.unique(table)):,} in all; {shared:,} of them are "
-          f"anchor points, shared by all languages: {share:.1%} of the running text\n")
-    show_sentence(enc.encode_ordinary("The main language helps the other one."), enc, table)
+    if isinstance(args.corpus, list):
+        print(f"\n{len(np.unique(table)):,} ids in all")
+        vocabularies = [token_bytes(encoder(corpus)) for corpus in corpora]
+        counts = [data.count_tokens(text, V) for text in texts]
+        show_shared(names, vocabularies, table, counts)
+    else:
+        shared, share = anchor_points(table, data.count_tokens(texts[0], V))
+        print(f"\n{V:,} ids a language, {len(np.unique(table)):,} in all; {shared:,} of them are "
+              f"anchor points, shared by all languages: {share:.1%} of the running text\n")
+        show_sentence(names, enc.encode_ordinary("The main language helps the other one."), enc,
+                      table)
 
-    steps, batch_size, context = 200, 64, 128
-    batch = make_batches(text, table, stages, context, batch_size, steps, args.seed)
-    print(f"\nthe first {steps} batches of {batch_size} sequences, ids shifted back; distance: "
-          "total variation between a language's token\ndistribution and EN1's, from 0 (the same) "
-          "to 1 (no token in common), beside what two random samples of one text have")
-    check_batches(batch, table, steps, args.seed)
-    options = [f"--{key}={value}" for key, value in given.items()]
+    if isinstance(args.corpus, str):
+        steps, batch_size, context = 200, 64, 128
+        batch = make_batches(texts, table, stages, context, batch_size, steps, args.seed)
+        print(f"\nthe first {steps} batches of {batch_size} sequences, ids shifted back; distance: "
+              "total variation between a language's token\ndistribution and EN1's, from 0 (the "
+              "same) to 1 (no token in common), beside what two random samples of one text have")
+        check_batches(names, batch, table, steps, args.seed)
     if not {"ratio", "schedule"} & given.keys():
-        options.insert(0, "--ratio=0.9")
-    print(f"next: python train.py {' '.join(options)}")
+        given = {"ratio": 0.9} | given
+    print(f"next: python train.py {' '.join(as_options(given))}")
 
 
 if __name__ == "__main__":

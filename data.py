@@ -28,8 +28,26 @@ import numpy as np
 import regex
 
 from lib.bpe import PATTERN, encoder, learn_bpe, save_ranks
-from lib.cli import BadInput, Parser, lock, run_main, unlock, write_json
-from lib.corpora import documents, fingerprint, in_words, locate, overlap, sketch
+from lib.cli import (
+    BadInput,
+    Parser,
+    as_options,
+    lock,
+    plural,
+    run_main,
+    unlock,
+    write_json,
+)
+from lib.corpora import (
+    documents,
+    fingerprint,
+    in_words,
+    locate,
+    locate_parallel,
+    overlap,
+    parallel_texts,
+    sketch,
+)
 
 VOCAB_SIZE = 512  # V, the default
 SPLITS = {"train": 0.90, "val": 0.05, "test": 0.05}
@@ -50,11 +68,12 @@ class Document(NamedTuple):
 # ------------------------------------------------------------------------------------------------
 # A prepared corpus: made, loaded, read
 
-def prepare(corpus="docs", vocab_size=VOCAB_SIZE, tokenizer="bpe"):
+def prepare(corpus="docs", vocab_size=VOCAB_SIZE, tokenizer="bpe", parallel=None):
     """Return the manifest (a dict) of a prepared corpus, made now unless it is there and whole.
 
     corpus: comma-separated names, paths or addresses. vocab_size: ids of one language, end-of-text
-    included; a tokenizer of tiktoken's own brings its own size. Text is read once and encoded
+    included; a tokenizer of tiktoken's own brings its own size. parallel: a parallel text whose
+    documents are kept out of all splits, since it is to be a test. Text is read once and encoded
     document by document, so memory stays bounded. Raises BadInput.
     """
     if tokenizer == "bpe" and vocab_size < 257:
@@ -65,8 +84,11 @@ def prepare(corpus="docs", vocab_size=VOCAB_SIZE, tokenizer="bpe"):
 
     # the folder's name says all that decides the ids: another text or setting, another folder
     vocab = vocab_size if tokenizer == "bpe" else tokenizer
-    key = json.dumps([FORMAT, PATTERN, SPLITS, vocab, [fingerprint(s) for s in sources]])
-    digest = hashlib.sha256(key.encode()).hexdigest()
+    decides = [FORMAT, PATTERN, SPLITS, vocab, [fingerprint(s) for s in sources]]
+    if parallel:
+        parallel = locate_parallel(parallel)
+        decides.append(fingerprint(parallel))
+    digest = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
     folder = Path("data") / f"{label(corpus)[:60]}-{vocab}-{digest[:8]}"
     if folder.exists():
         try:
@@ -81,7 +103,7 @@ def prepare(corpus="docs", vocab_size=VOCAB_SIZE, tokenizer="bpe"):
     aside = temporary.with_name(temporary.name + "-old")
     held = lock(temporary, wait=True)
     try:
-        build(temporary, corpus, sources, vocab_size, tokenizer)
+        build(temporary, corpus, sources, vocab_size, tokenizer, parallel)
         with contextlib.suppress(FileNotFoundError):
             os.replace(folder, aside)
         # it fails if another process has just put its own copy there, as good as this one
@@ -178,7 +200,7 @@ def file_sha256(path):
 # ------------------------------------------------------------------------------------------------
 # From text to ids
 
-def build(folder, corpus, sources, vocab_size, tokenizer):
+def build(folder, corpus, sources, vocab_size, tokenizer, parallel):
     """Read, split, learn the merges, encode: all files of a prepared corpus, in an empty folder.
 
     Raises BadInput for a corpus that is empty or too small.
@@ -191,7 +213,7 @@ def build(folder, corpus, sources, vocab_size, tokenizer):
     # the text goes to disk, because it is read twice and may be larger than memory
     spool_path = folder / "text"
     with open(spool_path, "w+b") as spool:
-        kept, dropped, passed_over = gather(sources, spool)
+        kept, dropped, kept_out, passed_over = gather(sources, spool, held_out_texts(parallel))
         if passed_over:
             say(f"passed over: {in_words(passed_over)}")
         if not kept:
@@ -200,6 +222,9 @@ def build(folder, corpus, sources, vocab_size, tokenizer):
         names = f": {', '.join(dropped)}" if dropped else ""
         say(f"{len(kept)} documents, {megabytes:.1f} MB; "
             f"{len(dropped)} dropped that repeat most of an earlier one{names}")
+        if parallel:
+            names = f": {', '.join(kept_out)}" if kept_out else ""
+            say(f"{plural(len(kept_out), 'document')} kept out, which the parallel text has{names}")
 
         parts = split_documents(cut(spool, kept))
         if not all(parts.values()):
@@ -223,7 +248,8 @@ def build(folder, corpus, sources, vocab_size, tokenizer):
 
     digest = file_sha256(spool_path)
     spool_path.unlink()
-    write_json(folder / "manifest.json", {
+    more = {"kept_out": kept_out} if parallel else {}
+    write_json(folder / "manifest.json", more | {
         "format": FORMAT,
         "corpus": corpus,
         "sha256": digest,
@@ -296,15 +322,33 @@ def source_sha256(source):
 # ------------------------------------------------------------------------------------------------
 # Documents: repeats dropped, split into train, val and test
 
-def gather(sources, spool):
+def held_out_texts(parallel):
+    """Yield the text of each document of a parallel text, in all languages; None has none."""
+    if parallel:
+        for versions in parallel_texts(parallel):
+            yield from versions.values()
+
+
+def gather(sources, spool, held_out=()):
     """Copy the documents of all sources to the spool, but those that repeat an earlier one.
 
-    Returns ([Document], [names of those dropped], {ending: files passed over}). Two editions of one
-    novel must not land in two splits: a document goes if its sketch, a sample of its sentences,
-    shares more than half with that of an earlier document, the one with which it shares most.
+    Returns ([Document], [names of those dropped], [names of those kept out], {ending: files passed
+    over}). Two editions of one novel must not land in two splits: a document goes if its sketch, a
+    sample of its sentences, shares more than half with that of an earlier document, the one with
+    which it shares most. held_out: texts that come before all of them, and are not copied.
     """
-    kept, dropped, sketches, passed_over = [], [], [], Counter()
+    kept, dropped, kept_out, sketches, passed_over = [], [], [], [], Counter()
     owner = {}  # hash of a sentence -> number of the first sketch that has it
+
+    def remember(mine):
+        for h in mine:
+            owner.setdefault(h, len(sketches))
+        sketches.append(mine)
+
+    for text in held_out:
+        remember(sketch(text))
+    n_held_out = len(sketches)
+
     for source in sources:
         # closed at once if a signal comes: those who read for us are not to go on
         with contextlib.closing(documents(source, passed_over)) as found:
@@ -315,16 +359,14 @@ def gather(sources, spool):
                 if shared:
                     rival, _ = shared.most_common(1)[0]
                     if overlap(mine, sketches[rival]) > 0.5:
-                        dropped.append(name)
+                        (kept_out if rival < n_held_out else dropped).append(name)
                         continue
 
                 if block.strip():
-                    for h in mine:
-                        owner.setdefault(h, len(sketches))
-                    sketches.append(mine)
+                    remember(mine)
                     kept.append(Document(name, spool.tell(), len(block)))
                     spool.write(block)
-    return kept, dropped, passed_over
+    return kept, dropped, kept_out, passed_over
 
 
 def cut(spool, entries):
@@ -393,7 +435,10 @@ def add_options(parser, vocab_size=VOCAB_SIZE):
     parser.option("--corpus", "docs", "what to train on: docs (docstrings of the installed "
                   "packages, no network), eltec-eng, eltec-fra, 100_english_novels (downloaded "
                   "once), a path (.txt, TEI .xml, .txt.gz, .txt.xz, .zip or a folder), a URL, or "
-                  "several, comma-separated")
+                  "several, comma-separated. Given twice or more: real languages, a corpus each, "
+                  "named after it or as in --corpus=eng=PATH", several=True)
+    parser.option("--parallel", None, "a parallel text (see align.py) that is to be the test: its "
+                  "documents are kept out of the corpus (default: none)")
     parser.option("--vocab_size", vocab_size, "V, ids of one language, the 256 bytes and "
                   "end-of-text included; 257 is plain bytes", int)
     parser.option("--tokenizer", "bpe", "bpe, learned from the corpus, or one of tiktoken's own, "
@@ -404,7 +449,9 @@ def main():
     parser = Parser(__doc__)
     add_options(parser)
     args, given = parser.parse()
-    manifest = prepare(args.corpus, args.vocab_size, args.tokenizer)
+    if isinstance(args.corpus, list):
+        raise BadInput("data.py prepares one --corpus at a time; train.py takes several")
+    manifest = prepare(args.corpus, args.vocab_size, args.tokenizer, args.parallel)
 
     for split in SPLITS:
         names = manifest["documents"][split]
@@ -415,7 +462,7 @@ def main():
     enc = encoder(manifest)
     some = [enc.decode([int(i)]) for i in tokens(manifest, "val")[:40]]
     print("the first validation tokens:", "|".join(some).replace("\n", "\\n"))
-    options = " ".join(f"--{key}={value}" for key, value in given.items())
+    options = " ".join(as_options(given))
     print(f"in {manifest['folder']}; next: python clone.py {options}".rstrip())
 
 

@@ -269,15 +269,20 @@ def teff_between(points, ppl, n):
 TUNED = ("batch_size", "lr", "embedding_std")
 # the corpus counts by its hash, not by its name
 NOT_OF_THE_RECIPE = {"ratio", "languages", "schedule", "cloned", "anchor_seed", "steps", "seed",
-                     "size", "dtype", "corpus", *TUNED}
+                     "size", "dtype", "corpus", "vocabulary", "parallel", *TUNED}
 
 
-def recipe(config):
-    """What a run and the monolingual runs beside it must share, as a string.
+def recipe(config, l=0):
+    """What language l of a run and the monolingual runs beside it must share, as a string.
 
-    That is corpus, tokeniser, model and optimiser.
+    That is its corpus, tokeniser, model and optimiser. Real languages have a corpus each, so
+    English is measured against monolingual English runs, and French against French ones.
     """
     shared = {k: v for k, v in vars(config).items() if k not in NOT_OF_THE_RECIPE}
+    for key in ("corpus_sha256", "data_sha256"):
+        hashes = shared.get(key)
+        if isinstance(hashes, list):
+            shared[key] = hashes[l]
     return json.dumps(shared, sort_keys=True)
 
 
@@ -325,11 +330,11 @@ def monolingual_options(steps, batch_size, percent):
     return {"languages": 1, "steps": steps, "batch_size": batch_size}
 
 
-def monolingual_beside(folder, config):
+def monolingual_beside(folder, config, l=0):
     """[(tokens, perplexity)] of the finished monolingual runs beside a run, in the same folder.
 
-    They share its recipe and the type of its activations. Their perplexity is that of the last
-    validation in log.jsonl: so no eval.py is needed, and all are scored on one text.
+    They share its recipe, of language l, and the type of its activations. Their perplexity is that
+    of the last validation in log.jsonl: so no eval.py is needed, and all are scored on one text.
     """
     group = []
     for path in folder.parent.glob("*/config.json"):
@@ -339,7 +344,7 @@ def monolingual_beside(folder, config):
         except (BadInput, OSError, ValueError, IndexError):
             continue  # of an older version, or only just begun
         finished = last["step"] == other.steps
-        if finished and (recipe(other), other.dtype) == (recipe(config), config.dtype):
+        if finished and (recipe(other), other.dtype) == (recipe(config, l), config.dtype):
             languages = []
             for tokens, loss in zip(last["tokens_seen"], last["val_loss"]):
                 languages.append({"tokens_seen": tokens, "ppl": math.exp(min(loss, 700))})
@@ -357,12 +362,12 @@ def add_efficiency(results):
     """
     keys = ("mlpe", "mlte", "teff", "teff_interval", "extrapolated", "mlpe_interpolated",
             "teff_interpolated", "teff_same_batch")
-    groups = {}
+    groups = {}  # by recipe: the languages that one law is for, [(config, result, l)]
     for _, config, result in results:
-        for language in result["languages"]:
+        for l, language in enumerate(result["languages"]):
             for key in keys:
                 language.pop(key, None)  # those of an earlier call
-        groups.setdefault(recipe(config), []).append((config, result))
+            groups.setdefault(recipe(config, l), []).append((config, result, l))
 
     remarks = []
     dtypes = sorted({getattr(config, "dtype", "float32") for _, config, _ in results})
@@ -370,22 +375,27 @@ def add_efficiency(results):
         remarks.append(f"some of the runs are in {' and some in '.join(dtypes)}: "
                        "what is small may be of the type")
     for group in groups.values():
-        points = law_points(group)
+        # the laws of real languages are told apart by their names
+        names = {result["languages"][l]["name"] for config, result, l in group
+                 if config.languages > 1 and not runs.are_clones(config)}
+        of_whom = f"{', '.join(sorted(names))}: " if names else ""
+        monolingual = [(config, result) for config, result, _ in group if config.languages == 1]
+        points = law_points(monolingual)
         try:
             law = fit_law([n for n, _ in points], [ppl for _, ppl in points])
         except BadInput as error:
-            without = sum(config.languages > 1 for config, _ in group)
-            remarks.append(f"no token efficiency for {without} of the runs: {error}")
+            without = len({id(result) for config, result, _ in group if config.languages > 1})
+            remarks.append(f"{of_whom}no token efficiency for {without} of the runs: {error}")
             continue
-        remarks.append(describe(law, len(points)))
+        remarks.append(of_whom + describe(law, len(points)))
         same_batch = {}  # the points of each setting
-        for own in {setting(config) for config, _ in group}:
-            same_batch[own] = law_points([(c, r) for c, r in group if setting(c) == own])
-        for config, result in group:
-            for language in result["languages"]:
-                n, ppl = language["tokens_seen"], language["ppl"]
-                if n:
-                    language |= efficiency(n, ppl, law, points, same_batch[setting(config)])
+        for own in {setting(config) for config, _, _ in group}:
+            same_batch[own] = law_points([(c, r) for c, r in monolingual if setting(c) == own])
+        for config, result, l in group:
+            language = result["languages"][l]
+            n, ppl = language["tokens_seen"], language["ppl"]
+            if n:
+                language |= efficiency(n, ppl, law, points, same_batch[setting(config)])
     return remarks
 
 
@@ -425,43 +435,39 @@ def describe(law, runs):
 
 def evaluate_run(run, last_n, most):
     """All that eval.json holds of a run but its token efficiency. Raises BadInput."""
-    text, context = data.tokens(run.corpus, "test"), run.config.context
-    if len(text) < context + 1:
-        raise BadInput(f"the test split of {run.config.corpus} has {len(text)} tokens, fewer than "
-                       f"one window of {run.folder} ({context + 1})")
-
-    # how many bytes each token spells, for bits per byte; end-of-text spells none
-    enc, eot = encoder(run.corpus), run.corpus["eot"]
-    lengths = np.zeros(run.config.vocab_size)
-    for i in np.unique(text):
-        if i != eot:
-            lengths[i] = len(enc.decode_single_token_bytes(int(i)))
+    context, texts = run.config.context, run.texts("test")
+    for name, text in zip(run.names, texts):
+        if len(text) < context + 1:
+            raise BadInput(f"the test text of {name} has {len(text)} tokens, fewer than "
+                           f"one window of {run.folder} ({context + 1})")
 
     seen = runs.read_log(run.folder, "val_loss")[-1]["tokens_seen"]
     languages = []
-    for l, row in enumerate(run.table):
-        progress(f"{run.folder}: scoring EN{l + 1} of {len(run.table)} languages "
+    for l, (name, text, row) in enumerate(zip(run.names, texts, run.table)):
+        progress(f"{run.folder}: scoring {name}, of {len(run.table)} languages, "
                  f"on {min(most, len(text)):,} test tokens")
         losses = score(run.model, text, row, context, last_n, run.device, most)
-        mean, error = mean_and_error(losses, text, eot)
+        mean, error = mean_and_error(losses, text, run.corpora[l]["eot"])
         ppl = math.exp(min(mean, 700))
         scored = ~np.isnan(losses)
+        n_bytes = token_lengths(run.corpora[l], text)[text[scored]].sum()
         languages.append({
-            "name": f"EN{l + 1}",
+            "name": name,
             "tokens_seen": seen[l],
             "loss": mean,
             "loss_se": error,
             "ppl": ppl,
             "ppl_se": None if error is None else ppl * error,
-            "bits_per_byte": losses[scored].sum() / math.log(2) / lengths[text[scored]].sum(),
+            "bits_per_byte": losses[scored].sum() / math.log(2) / n_bytes,
         })
 
-    # EN1 and each other language, both ways
+    # the first language and each other one, both ways. Of real languages there is no such test: it
+    # takes one text in two languages
     switch = {}
-    for l in range(1, len(run.table)):
+    for l in range(1, len(run.table)) if run.clones else ():
         for a, b in ((0, l), (l, 0)):
-            switch[f"EN{a + 1}->EN{b + 1}"] = code_switch(run.model, text, run.table, a, b,
-                                                          context, run.device)
+            switch[f"{run.names[a]}->{run.names[b]}"] = code_switch(
+                run.model, texts[0], run.table, a, b, context, run.device)
     progress("")
     return {
         "checkpoint": data.file_sha256(run.folder / "model.pt"),
@@ -470,6 +476,15 @@ def evaluate_run(run, last_n, most):
         "languages": languages,
         "code_switch": switch,
     }
+
+
+def token_lengths(corpus, text):
+    """How many bytes each token of a text spells, for bits per byte [V]; end-of-text: none."""
+    enc, lengths = encoder(corpus), np.zeros(corpus["vocab_size"])
+    for i in np.unique(text):
+        if i != corpus["eot"]:
+            lengths[i] = len(enc.decode_single_token_bytes(int(i)))
+    return lengths
 
 
 def load_result(run, last_n, most):
@@ -532,19 +547,25 @@ def print_switches(results):
             print(f"{folder.name[:28]:28} {pair:12}{plain}  {within}")
 
 
-def print_samples(model, enc, prompt, table, n=60, width=46):
-    """One prompt [T], continued by n tokens in each language, in columns of three at most."""
-    print(f"\nprompt: {enc.decode(prompt.tolist())!r}\n")
+def print_samples(run, n=60, width=46):
+    """The start of each language's test text, continued by n tokens, in columns of three at most.
+
+    Clones have one text, and so one prompt.
+    """
+    model, table, encoders = run.model, run.table, run.encoders
     columns = []
-    for l, row in enumerate(table[:3]):
+    for name, text, row, enc in list(zip(run.names, run.texts("test"), table, encoders))[:3]:
+        prompt = np.array(text[:32])
         ids = torch.from_numpy(row[prompt]).to(model.embedding.device)
         out = model.sample(ids, n)[len(prompt):].cpu().numpy()
         own = np.isin(out, row).mean()
-        column = [f"EN{l + 1} ({own:.0%} of its tokens are EN{l + 1}'s)", "-" * width]
-        for line in enc.decode((out % len(row)).tolist()).split("\n"):  # % V undoes the shift
+        column = [f"{name} ({own:.0%} of its tokens are {name}'s)", "-" * width]
+        column += textwrap.wrap(f"prompt: {enc.decode(prompt.tolist())!r}", width) + [""]
+        for line in clone.spell(out, encoders, table.shape[1]).split("\n"):
             column += textwrap.wrap(line, width)
         columns.append(column)
 
+    print()
     for i in range(max(len(column) for column in columns)):
         cells = [column[i] if i < len(column) else "" for column in columns]
         print("   ".join(f"{cell:{width}}" for cell in cells).rstrip())
@@ -559,8 +580,8 @@ def main():
                   "spread evenly over the test split; all of it if it has fewer", int)
     parser.option("--sample", False, "print a continuation of one prompt in each language, "
                   "and nothing else", bool)
-    parser.option("--corpus", None, "where the text of the runs is now (default: where it was, or "
-                  "what data/ still has of it)")
+    parser.option("--corpus", None, "where the text of the runs is now, once for each (default: "
+                  "where it was, or what data/ still has of it)", several=True)
     parser.option("--device", "auto", "cpu, cuda or mps; auto takes the best there is")
     args, _ = parser.parse()
     device = pick_device(args.device)
@@ -569,8 +590,7 @@ def main():
 
     if args.sample:
         for run in runs.open_runs(args.runs, device, corpus=args.corpus):
-            prompt = data.tokens(run.corpus, "test")[:32]
-            print_samples(run.model, encoder(run.corpus), prompt, run.table)
+            print_samples(run)
         return
 
     results = []
@@ -590,9 +610,10 @@ def main():
     print_switches(results)
     print("\n" + "\n".join(remarks))
     print(f"eval.json is in each run's folder. Next:\n  python eval.py {results[0][0]} --sample")
-    bilingual = [str(folder) for folder, config, _ in results if config.languages > 1]
+    bilingual = [(folder, config) for folder, config, _ in results if config.languages > 1]
     if bilingual:
-        print(f"  python align.py {' '.join(bilingual)}")
+        parallel = "" if all(runs.are_clones(c) for _, c in bilingual) else " --parallel=PATH"
+        print(f"  python align.py {' '.join(str(folder) for folder, _ in bilingual)}{parallel}")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import torch
 import clone
 import data
 from lib import cli, ddp
+from lib.bpe import encoder
 from lib.cli import BadInput, write, write_json
 from model import GPT
 
@@ -37,8 +38,8 @@ class Run:
     """A run that is open: to be trained (train.py), or to be looked at (eval.py, align.py)."""
     folder: Path
     config: SimpleNamespace  # config.json: config.steps, config.ratio, ...
-    corpus: dict  # the manifest of its prepared corpus
-    table: np.ndarray  # [N, V], the ids of each language: clone.clone_table
+    corpora: list  # of each language [N], the manifest of its prepared corpus; clones have the same
+    table: np.ndarray  # [N, V], the ids of each language: clone.make_table
     model: GPT
 
     # how far it is
@@ -51,6 +52,25 @@ class Run:
     @property
     def device(self):
         return self.model.embedding.device
+
+    @property
+    def clones(self):
+        """Whether its languages are clones of one text, not real ones."""
+        return are_clones(self.config)
+
+    @property
+    def names(self):
+        """What its languages are called [N]: "EN1", "EN2", or "eng", "fra"."""
+        return clone.language_names(self.config.corpus, self.config.languages)
+
+    @property
+    def encoders(self):
+        """The tokeniser of each language [N]."""
+        return [encoder(corpus) for corpus in self.corpora]
+
+    def texts(self, split):
+        """The token stream of each language [N]; clones have one and the same."""
+        return clone.open_texts(self.corpora, split)
 
     def save(self):
         """Write model.pt, whole or not at all. A broken model never takes the place of a good one.
@@ -130,8 +150,9 @@ def new_folder(name, given, config):
     started together with one name, one is told, and of two without a name, one takes the next.
     """
     if name is None:
-        options = [f"{key}{value}" for key, value in given.items() if key not in NOT_OF_THE_RUN]
-        base = re.sub(r"[^\w.,-]+", "_", "-".join(options))[:80] or "default"
+        kept = {key: value for key, value in given.items() if key not in NOT_OF_THE_RUN}
+        words = [word.removeprefix("--").replace("=", "", 1) for word in cli.as_options(kept)]
+        base = re.sub(r"[^\w.,-]+", "_", "-".join(words))[:80] or "default"
     else:
         base = name
 
@@ -212,26 +233,56 @@ def old_folder(name, given):
 # ------------------------------------------------------------------------------------------------
 # What a config stands for
 
-def open_corpus(folder, config, corpus=None):
-    """The manifest of the corpus that a run was trained on.
+def are_clones(config):
+    """Whether the languages of a config are clones of one text: real ones have a corpus each."""
+    return not isinstance(getattr(config, "corpus", None), list)
+
+
+def per_corpus(value):
+    """What config.json holds of the corpora, as a list: one of each.
+
+    That is corpus, corpus_sha256 or data_sha256, which are lists where languages are real.
+    """
+    return value if isinstance(value, list) else [value]
+
+
+def open_corpora(folder, config, corpus=None):
+    """The manifest of the corpus of each language of a run [N].
 
     What was prepared for it is looked for in data/, by its hash: so a run can be opened when its
     text has moved, or a package was upgraded. If it is no longer there it is prepared again, from
-    `corpus` or from where the text was. Raises BadInput if the text is no longer what it was.
+    `corpus`, one or a list, or from where the text was. Raises BadInput if the text is no longer
+    what it was.
     """
-    manifest = data.find(config.data_sha256)
-    if manifest is None:
-        manifest = data.prepare(corpus or config.corpus, config.vocab_size, config.tokenizer)
-    if manifest["files"] != config.data_sha256:
-        raise BadInput(f"the corpus {corpus or config.corpus} is not what it was when {folder} "
-                       "began: say with --corpus=PATH where that text is now, or start a new run")
-    return manifest
+    manifests = []
+    for source, files in zip(per_corpus(config.corpus), per_corpus(config.data_sha256)):
+        manifest = data.find(files)
+        candidates = per_corpus(corpus or source) if manifest is None else []
+        for candidate in candidates:
+            found = data.prepare(clone.split_name(candidate)[1], config.vocab_size,
+                                 config.tokenizer, getattr(config, "parallel", None))
+            if found["files"] == files:
+                manifest = found
+        if manifest is None:
+            raise BadInput(f"the corpus {' or '.join(candidates)} is not what it was when {folder} "
+                           "began: say with --corpus=PATH where that text is now, or start a new "
+                           "run")
+        manifests.append(manifest)
+    return manifests * config.languages if are_clones(config) else manifests
 
 
-def make_table(config, corpus):
-    """The ids of each language of a config [N, V]: clone.clone_table."""
-    counts = data.count_tokens(data.tokens(corpus, "train"), config.vocab_size)
-    return clone.clone_table(counts, config.languages, config.cloned, config.anchor_seed)
+def hashes(config, corpora):
+    """What config.json keeps to know the text again: corpus_sha256 and data_sha256, a list of each
+    where languages are real.
+    """
+    texts, files = ([corpus[key] for corpus in corpora] for key in ("sha256", "files"))
+    return (texts[0], files[0]) if are_clones(config) else (texts, files)
+
+
+def make_table(config, corpora):
+    """The ids of each language of a config [N, V]."""
+    return clone.make_table(corpora, config.corpus, config.cloned, config.anchor_seed,
+                            getattr(config, "vocabulary", None))
 
 
 def make_model(config, device):
@@ -273,7 +324,7 @@ def load_checkpoint(folder, config):
 def open_runs(names, device, minimum=1, corpus=None):
     """Yield a Run for each finished run, given as runs/NAME or NAME, its model ready to be read.
 
-    corpus: where their text is now, if it is not where it was (open_corpus). Everything is checked
+    corpus: where their text is now, if it is not where it was (open_corpora). Everything is checked
     before the first is yielded. Raises BadInput for a run that is not there, not finished, without
     a checkpoint, of another corpus than the first one's, or of fewer languages than the minimum.
     """
@@ -291,22 +342,36 @@ def open_runs(names, device, minimum=1, corpus=None):
                            f"{config.steps:,}: finish it with --run={folder.name} --resume")
         if config.languages < minimum:
             raise BadInput(f"{folder} is monolingual: expected a run of two languages or more")
-        if found:
-            first_folder, first_config = found[0]
-            if config.corpus_sha256 != first_config.corpus_sha256:
-                raise BadInput(f"{folder} is of another corpus ({config.corpus}) than "
-                               f"{first_folder} ({first_config.corpus}): give runs of one corpus")
         found.append((folder, config))
 
     if not found:
         raise BadInput(f"{' '.join(names)}: expected folders of runs")
+    check_one_text(found)
     for folder, config in found:
-        manifest = open_corpus(folder, config, corpus)
-        table = make_table(config, manifest)
+        corpora = open_corpora(folder, config, corpus)
+        table = make_table(config, corpora)
         state = load_checkpoint(folder, config)
         model = make_model(config, device)
         model.load_state_dict(state["model"])
-        yield Run(folder, config, manifest, table, model.eval(), state["step"])
+        yield Run(folder, config, corpora, table, model.eval(), state["step"])
+
+
+def check_one_text(found):
+    """Raise BadInput unless runs [(folder, config)] can stand in one table.
+
+    They have one corpus, or corpora of the run that has most of them: so monolingual runs of
+    English and of French can stand beside a run of both.
+    """
+    widest, of_widest = max(found, key=lambda entry: len(per_corpus(entry[1].corpus_sha256)))
+    for folder, config in found:
+        if not set(per_corpus(config.corpus_sha256)) <= set(per_corpus(of_widest.corpus_sha256)):
+            raise BadInput(f"{folder} is of another corpus ({in_words(config)}) than "
+                           f"{widest} ({in_words(of_widest)}): give runs of one corpus")
+
+
+def in_words(config):
+    """The corpora of a config, for a screen."""
+    return " and ".join(per_corpus(config.corpus))
 
 
 # ------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
     python train.py --ratio=0.9                  # 90 % EN1, 10 % EN2: minutes on 2 cores
     python train.py --ratio=0.5 --run=balanced   # the contrast
     python train.py --languages=1 --steps=500    # monolingual
+    python train.py --corpus=eltec-eng --corpus=eltec-fra --ratio=0.9   # two real languages
     python train.py --run=balanced --resume      # go on where a killed run stopped
 
 Several processes or GPUs read the same batches, a part each; the -- keeps --run from torchrun:
@@ -26,7 +27,7 @@ import data
 import runs
 from eval import interpolate, monolingual_beside, monolingual_options, teff_between
 from lib import ddp, plots
-from lib.cli import BadInput, Parser, plural, run_main, say
+from lib.cli import BadInput, Parser, as_options, plural, run_main, say
 from model import SIZES, faster_dtype, keep_freed_memory, pick_device
 
 EVAL_TOKENS = 32768  # of validation text, the same for every language
@@ -116,6 +117,8 @@ def make_config(args, given):
 
     config.ratio, config.languages = clone.resolve(args)
     config.schedule = args.schedule
+    if not runs.are_clones(config):
+        config.vocabulary = args.vocabulary or "disjoint"
     clone.parse_stages(config.ratio, config.languages, config.schedule)  # raises if they are wrong
     config.version = runs.VERSION
     return config
@@ -184,11 +187,11 @@ def make_optimizers(model, config):
 # ------------------------------------------------------------------------------------------------
 # What is measured on the way
 
-def show(losses):
-    """[3.14159, None] -> "EN1 3.142  EN2   -  "."""
+def show(names, losses):
+    """["EN1", "EN2"], [3.14159, None] -> "EN1 3.142  EN2   -  "."""
     cells = []
-    for l, loss in enumerate(losses):
-        cells.append(f"EN{l + 1} {'  -  ' if loss is None else f'{loss:.3f}'}")
+    for name, loss in zip(names, losses):
+        cells.append(f"{name} {'  -  ' if loss is None else f'{loss:.3f}'}")
     return "  ".join(cells)
 
 
@@ -210,13 +213,13 @@ def log_training(run, tokens_per_s):
         "tokens_per_s": round(tokens_per_s),
     })
     seconds = round((config.steps - run.step) * tokens_a_step / tokens_per_s)
-    say(f"step {run.step:6,}  train  {show(means)}  {tokens_per_s:9,.0f} tokens/s  "
+    say(f"step {run.step:6,}  train  {show(run.names, means)}  {tokens_per_s:9,.0f} tokens/s  "
         f"{seconds // 60:3}:{seconds % 60:02} left")
 
 
-def log_validation(run, text):
+def log_validation(run, texts):
     """Log and print the validation loss of each language, and whether their states are alike."""
-    losses, retrieval = evaluate(run.model, text, run.table, run.config.context)
+    losses, retrieval = evaluate(run.model, texts, run.table, run.names, run.config.context)
     runs.check_finite(run, [torch.tensor(losses)])
     runs.append_log(run.folder, {
         "step": run.step,
@@ -228,37 +231,46 @@ def log_validation(run, text):
     aligned = ""
     if retrieval:
         aligned = f"  retrieval@1 {sum(retrieval.values()) / len(retrieval):.3f}"
-    say(f"{'':11}  val    {show(losses)}{aligned}")
+    say(f"{'':11}  val    {show(run.names, losses)}{aligned}")
 
 
 @torch.no_grad()
-def evaluate(model, text, table, context):
-    """(losses, retrieval) of each language on one and the same text.
+def evaluate(model, texts, table, names, context):
+    """(losses, retrieval) of each language; of clones on one and the same text.
 
-    losses [N]: mean loss in nats per token, in windows of the context spread over the text.
-    retrieval: for each pair of languages {"EN1-EN2": share}, retrieval@1 of the middle layer at
-    positions of cloned tokens (align.retrieval_at_1).
+    texts [N]: validation text of each language. losses [N]: mean loss in nats per token, in windows
+    of the context spread over the text. retrieval: for each pair of clones {"EN1-EN2": share},
+    retrieval@1 of the middle layer at positions of cloned tokens (align.retrieval_at_1). Real
+    languages have other texts, and so no pairs of positions: {}.
     """
     device = model.embedding.device
-    n = min(clone.windows(text, context), max(1, EVAL_TOKENS // context))
-    starts = np.linspace(0, len(text) - context - 1, n).astype(int)
-    base = np.stack([text[i:i + context + 1] for i in starts])  # [n, T + 1]
-    some = base[:max(1, RETRIEVAL_STATES // context), :-1]
-    cloned = clone.cloned_positions(some, table[0], table[-1])
-
-    losses, states = [], []
-    for row in table:
-        parts = torch.from_numpy(row[base]).to(device).split(max(1, 4096 // context))
+    losses = []
+    for text, row in zip(texts, table):
+        n = min(clone.windows(text, context), max(1, EVAL_TOKENS // context))
+        ids = row[spread(text, context, n)]  # [n, T + 1]
+        parts = torch.from_numpy(ids).to(device).split(max(1, 4096 // context))
         losses.append(torch.cat([model(part) for part in parts]).mean().item())
+
+    retrieval = {}
+    if any(text is not texts[0] for text in texts):
+        return losses, retrieval
+    some = spread(texts[0], context, n)[:max(1, RETRIEVAL_STATES // context), :-1]
+    cloned = clone.cloned_positions(some, table[0], table[-1])
+    states = []
+    for row in table:
         stream = model.residual_stream(torch.from_numpy(row[some]).to(device))
         middle = stream[len(model.blocks) // 2]
         states.append(middle[cloned].float()[:RETRIEVAL_STATES])
-
-    retrieval = {}
     for b in range(len(table)):
         for a in range(b):
-            retrieval[f"EN{a + 1}-EN{b + 1}"] = align.retrieval_at_1(states[a], states[b])
+            retrieval[f"{names[a]}-{names[b]}"] = align.retrieval_at_1(states[a], states[b])
     return losses, retrieval
+
+
+def spread(text, context, n):
+    """n windows of a text [n, T + 1], spread evenly over it."""
+    starts = np.linspace(0, len(text) - context - 1, n).astype(int)
+    return np.stack([text[i:i + context + 1] for i in starts])
 
 
 # ------------------------------------------------------------------------------------------------
@@ -267,8 +279,8 @@ def evaluate(model, text, table, context):
 def open_run(args, given):
     """A Run that is ready to be trained, new or gone on with, and its text.
 
-    Returns (run, {"train": ids, "val": ids}). Nothing is written before all input has proved good.
-    Raises BadInput.
+    Returns (run, {"train": texts, "val": texts}), a token stream for each language. Nothing is
+    written before all input has proved good. Raises BadInput.
     """
     device = pick_device(args.device)
     if args.resume:
@@ -285,20 +297,21 @@ def open_run(args, given):
 
     with ddp.one_before_the_others():
         if folder:
-            corpus = runs.open_corpus(folder, config, given.get("corpus"))
+            corpora = runs.open_corpora(folder, config, given.get("corpus"))
         else:
-            corpus = data.prepare(config.corpus, config.vocab_size, config.tokenizer)
-    text = {split: data.tokens(corpus, split) for split in ("train", "val")}
-    for ids in text.values():
-        clone.windows(ids, config.context)  # raises if there is too little of it
+            corpora = clone.open_corpora(config.corpus, config.languages, config.vocab_size,
+                                         config.tokenizer, getattr(config, "parallel", None))
+    texts = {split: clone.open_texts(corpora, split) for split in ("train", "val")}
+    for text in texts["train"] + texts["val"]:
+        clone.windows(text, config.context)  # raises if there is too little of it
 
     # a new run: its config is complete now, so write it down
     held = None  # the lock, which the first process holds to its end
     if folder is None:
-        config.vocab_size = corpus["vocab_size"]
+        config.vocab_size = corpora[0]["vocab_size"]
         if config.dtype == "auto":
             config.dtype = str(faster_dtype(device)).removeprefix("torch.")
-        config.corpus_sha256, config.data_sha256 = corpus["sha256"], corpus["files"]
+        config.corpus_sha256, config.data_sha256 = runs.hashes(config, corpora)
         config = ddp.share(config)  # two processes may find different types faster
         if ddp.first():
             folder, held = runs.new_folder(args.run, given, config)
@@ -308,19 +321,19 @@ def open_run(args, given):
 
     torch.manual_seed(config.seed)
     model = runs.make_model(config, device)
-    run = runs.Run(folder, config, corpus, runs.make_table(config, corpus), model)
+    run = runs.Run(folder, config, corpora, runs.make_table(config, corpora), model)
     run.lock = held
     run.optimizers = make_optimizers(model, config)
     run.tokens = [0] * config.languages
     run.sums = torch.zeros(2, config.languages, device=device)
-    return run, text
+    return run, texts
 
 
-def make_batches(run, train_text):
+def make_batches(run, texts):
     """batch(step) -> (ids [B, T + 1], lang [B]) on the device: this process's part of the batch."""
     config = run.config
     stages = clone.parse_stages(config.ratio, config.languages, config.schedule)
-    numpy_batch = clone.make_batches(train_text, run.table, stages, config.context,
+    numpy_batch = clone.make_batches(texts, run.table, stages, config.context,
                                      config.batch_size, config.steps, config.seed,
                                      ddp.rank(), ddp.world())
 
@@ -331,10 +344,10 @@ def make_batches(run, train_text):
     return batch
 
 
-def begin(run, resume, n_windows):
+def begin(run, resume, texts):
     """Go on from the last checkpoint, if there is one, and cut the log back to it.
 
-    n_windows: of the training text, for the first lines on the screen.
+    texts [N]: the training text, for the first lines on the screen.
     """
     if resume:
         run.go_on()
@@ -343,7 +356,7 @@ def begin(run, resume, n_windows):
             leftover.unlink()
         runs.trim_log(run.folder, run.step)
         print_headline(run)
-        print_text_use(run.config, n_windows)
+        print_text_use(run, texts)
 
 
 def print_headline(run):
@@ -358,58 +371,72 @@ def print_headline(run):
         f"{run.device.type}{processes}{going_on}")
 
 
-def print_text_use(config, n_windows):
+def print_text_use(run, texts):
     """How often the training text is read, and whether any of it is read in two languages."""
-    epochs = config.steps * config.batch_size / n_windows
+    config = run.config
     stages = clone.parse_stages(config.ratio, config.languages, config.schedule)
+    sequences = config.steps * config.batch_size
+    streams, speakers = clone.find_streams(texts)
+    if len(streams) > 1:
+        epochs = []
+        for text, langs in zip(streams, speakers):
+            read = stages[:, langs].sum(1).mean() * sequences / clone.windows(text, config.context)
+            epochs.append(f"{read:.2f} of {' and '.join(run.names[l] for l in langs)}")
+        say(f"epochs of the training text: {', '.join(epochs)}")
+        return
+
+    n_windows = clone.windows(texts[0], config.context)
     twice = clone.read_in_two_languages(n_windows, stages, config.batch_size, config.steps,
                                         config.seed)
     in_two = ""
     if twice:
         in_two = (f"; {twice:,} of {n_windows:,} windows are read in two languages, "
                   "since the schedule changes between their epochs")
-    say(f"{epochs:.2f} epochs of the training text{in_two}")
+    say(f"{sequences / n_windows:.2f} epochs of the training text{in_two}")
 
 
 def report(run):
     """The table at the end of a run, and what to do next."""
     folder, config = run.folder, run.config
     final = runs.read_log(folder, "val_loss")[-1]
-    points = []  # of the monolingual runs beside it
+    laws = [[] for _ in run.names]  # of each language, the monolingual runs beside it
     if config.languages > 1:
-        points = monolingual_beside(folder, config)
-        if len({tokens for tokens, _ in points}) < 3:  # too few to tell anything
-            points = []
+        laws = [monolingual_beside(folder, config, l) for l in range(config.languages)]
+        # too few tell nothing
+        laws = [points if len({n for n, _ in points}) >= 3 else [] for points in laws]
 
-    beside = f"{'monolingual':>13}{'TEff':>7}" if points else ""
+    beside = f"{'monolingual':>13}{'TEff':>7}" if any(laws) else ""
+    whose = "the same for every language" if run.clones else "each language has its own"
     print(f"\n{'':6}{'share':>8}{'tokens seen':>14}{'loss':>9}{'perplexity':>12}{beside}   "
-          "(validation text, the same for every language; loss in nats per token)")
-    for l, (tokens, loss) in enumerate(zip(final["tokens_seen"], final["val_loss"])):
+          f"(validation text, {whose}; loss in nats per token)")
+    for name, tokens, loss, points in zip(run.names, final["tokens_seen"], final["val_loss"], laws):
         perplexity = math.exp(min(loss, 700))
-        line = (f"EN{l + 1:<4}{tokens / final['tokens']:8.1%}{tokens:14,}{loss:9.3f}"
+        line = (f"{name:6}{tokens / final['tokens']:8.1%}{tokens:14,}{loss:9.3f}"
                 f"{perplexity:12,.2f}")
-        if points:
+        if any(laws):
             line += beside_monolingual(points, tokens, perplexity)
         print(line)
-    if points:
+    if any(laws):
+        n_runs = len(laws[0]) if run.clones else sum(len(points) for points in laws)
         print("\nmonolingual: perplexity of a monolingual model on as many tokens, interpolated "
-              f"between {plural(len(points), 'run')} in {folder.parent}/\n"
+              f"between {plural(n_runs, 'run')} in {folder.parent}/\n"
               "TEff: token efficiency, the tokens on which a monolingual model is as good, over "
               "those seen here.\n      Above 1, something crossed over from another language\n"
               "-: outside the range of these runs")
 
+    parallel = "" if run.clones else f" --parallel={getattr(config, 'parallel', 'PATH')}"
     print(f"\n{folder / 'loss.png'} shows the run. Next:")
     print(f"  python eval.py {folder}            # test perplexity per language")
     print(f"  python eval.py {folder} --sample   # what it writes")
-    print(f"  python align.py {folder}           # are the languages represented alike?")
+    print(f"  python align.py {folder}{parallel}           # are the languages represented alike?")
     if config.languages > 1 and not config.schedule:
         main_share = float(config.ratio.split(",")[0])
         if main_share <= 1 / config.languages + 1e-6:
             print(f"  {command(config, ratio=0.9)}   # an imbalanced mix, for contrast")
         else:
             print(f"  {command(config)}   # the balanced mix, for contrast")
-    if config.languages > 1 and not points:
-        print_monolingual_commands(folder, config)
+    if config.languages > 1 and not all(laws):
+        print_monolingual_commands(run)
 
 
 def beside_monolingual(points, tokens, perplexity):
@@ -427,17 +454,23 @@ def beside_monolingual(points, tokens, perplexity):
     return f"{cells[0]:>13}{cells[1]:>7}"
 
 
-def print_monolingual_commands(folder, config):
+def print_monolingual_commands(run):
     """How to see what a monolingual model has on as many tokens: the runs that it takes."""
+    folder, config = run.folder, run.config
     percents = (5, 10, 20, 50, 100)  # 5, since EN2's windows are drawn: it may have less than 10 %
+    corpora = runs.per_corpus(config.corpus)
     print("\nHow good is that? Train monolingual models on a part of these tokens, with batches so "
           "small that they have steps enough;\n"
-          f"together they take about {sum(percents) / 100:.1f} times as long as this run:")
+          f"together they take about {len(corpora) * sum(percents) / 100:.1f} times as long as "
+          "this run:")
     names = []
-    for percent in percents:
-        options = monolingual_options(config.steps, config.batch_size, percent)
-        names.append(f"{folder.name}-mono{percent}")
-        print(f"  {command(config, **options)} --dtype={config.dtype} --run={names[-1]}")
+    for name, corpus in zip(run.names, corpora):
+        for percent in percents:
+            options = monolingual_options(config.steps, config.batch_size, percent)
+            own = "" if run.clones else f"-{name}"
+            names.append(f"{folder.name}{own}-mono{percent}")
+            words = command(config, corpus=corpus, **options)
+            print(f"  {words} --dtype={config.dtype} --run={names[-1]}")
     print("Then the token efficiency of each language:\n"
           f"  python eval.py {' '.join([folder.name, *names])}")
 
@@ -445,7 +478,7 @@ def print_monolingual_commands(folder, config):
 def command(config, ratio=None, **changes):
     """The command of a run like this one, with what is not a default.
 
-    ratio: EN1's share; None: even shares. changes: options that are to differ.
+    ratio: the main language's share; None: even shares. changes: options that are to differ.
     """
     values = vars(config) | changes
     words = ["python train.py"]
@@ -460,11 +493,14 @@ def command(config, ratio=None, **changes):
     left_out = {"ratio", "languages", "schedule", "d_head", "dtype"}
     if values["tokenizer"] != "bpe":  # it has a vocabulary of its own
         left_out.add("vocab_size")
-    defaults = options().defaults | SIZES[values["size"]]
+    if not isinstance(values["corpus"], list):  # several say how many languages there are
+        left_out.add("vocabulary")
+    defaults = options().defaults | SIZES[values["size"]] | {"vocabulary": "disjoint"}
+    kept = {}
     for key, value in values.items():
         if key in defaults and key not in left_out and value != defaults[key]:
-            words.append(f"--{key}={str(value).lower() if isinstance(value, bool) else value}")
-    return " ".join(words)
+            kept[key] = value
+    return " ".join(words + as_options(kept))
 
 
 def check_compile(device):
@@ -479,10 +515,10 @@ def check_compile(device):
 def main():
     args, given = options().parse()
     keep_freed_memory()
-    run, text = open_run(args, given)
+    run, texts = open_run(args, given)
     config, model, device = run.config, run.model, run.device
-    batch = make_batches(run, text["train"])
-    begin(run, args.resume, clone.windows(text["train"], config.context))
+    batch = make_batches(run, texts["train"])
+    begin(run, args.resume, texts["train"])
     forward = torch.compile(model) if args.compile else model
 
     # the loop: a line of the log every log_every steps, a validation every eval_every
@@ -517,7 +553,7 @@ def main():
                 log_training(run, tokens / seconds)
             run.sums.zero_()
         if eval_now and ddp.first():
-            log_validation(run, text["val"])
+            log_validation(run, texts["val"])
         if eval_now or stop_now or log_now and time.time() - saved > SAVE_SECONDS:
             run.save()
             saved = time.time()
@@ -529,7 +565,7 @@ def main():
     ddp.finish()  # here all processes but the first end
     train, val = runs.read_log(run.folder, "loss"), runs.read_log(run.folder, "val_loss")
     if train:
-        plots.loss_curves(run.folder / "loss.png", run.folder.name, train, val)
+        plots.loss_curves(run.folder / "loss.png", run.folder.name, run.names, train, val)
     if run.step < config.steps:
         print(f"interrupted and saved at step {run.step:,}; "
               f"go on with: python train.py --run={run.folder.name} --resume")

@@ -155,6 +155,20 @@ def encoder(manifest):
     )
 
 
+def token_bytes(enc):
+    """What each token of an encoding spells, as bytes [V]; end-of-text as it is written.
+
+    An id that stands for nothing, which some of tiktoken's own have, spells a note of its number.
+    """
+    spellings = []
+    for i in range(enc.n_vocab):
+        try:
+            spellings.append(enc.decode_single_token_bytes(i))
+        except KeyError:
+            spellings.append(b"\0unused %d" % i)
+    return spellings
+
+
 def named_tokenizer(name):
     """One of tiktoken's own tokenizers; the first use of each downloads it.
 

@@ -31,17 +31,19 @@ class Parser(argparse.ArgumentParser):
         formatter = argparse.RawDescriptionHelpFormatter
         super().__init__(description=doc, formatter_class=formatter, allow_abbrev=False)
         self.defaults = {}
+        self.several = set()  # the options that may be given more than once
         self.section = self  # where the next option stands in --help
 
     def group(self, title):
         """Put the options that follow under a heading of their own."""
         self.section = self.add_argument_group(title)
 
-    def option(self, name, default, help, type=str, choices=None):
+    def option(self, name, default, help, type=str, choices=None, several=False):
         """Add --name=value, of a type that is str, int, float or bool.
 
         default: a value, which --help shows; None, if the help text explains by itself what
         happens without the option; or {size: value} for a default that --size decides.
+        several: it may be given more than once, and is then a list of its values.
         """
         if isinstance(default, dict):
             by_size = ", ".join(f"{size} {_word(value)}" for size, value in default.items())
@@ -50,6 +52,8 @@ class Parser(argparse.ArgumentParser):
         elif default is not None:
             help += f" (default: {_word(default)})"
         self.defaults[name.strip("-")] = default
+        if several:
+            self.several.add(name.strip("-"))
 
         # what is not given is left out of the result, so that parse() can tell it from a default
         common = {"default": argparse.SUPPRESS, "help": help.replace("%", "%%")}
@@ -58,7 +62,9 @@ class Parser(argparse.ArgumentParser):
                                       metavar="BOOL", **common)
         else:
             metavar = None if choices else type.__name__.upper()
-            self.section.add_argument(name, type=type, choices=choices, metavar=metavar, **common)
+            action = "append" if several else "store"
+            self.section.add_argument(name, type=type, choices=choices, metavar=metavar,
+                                      action=action, **common)
 
     def positional(self, name, help):
         """Add one or more values without a name."""
@@ -67,6 +73,9 @@ class Parser(argparse.ArgumentParser):
     def parse(self):
         """(all options, as a namespace; those given on the command line, as a dict)."""
         given = vars(self.parse_args())
+        for name in self.several & given.keys():
+            if len(given[name]) == 1:  # given once it is a value like any other
+                given[name] = given[name][0]
         return argparse.Namespace(**self.defaults | given), given
 
     def error(self, message):
@@ -77,6 +86,15 @@ class Parser(argparse.ArgumentParser):
             close = difflib.get_close_matches(unknown[1], self._option_string_actions, 1)
         advice = f"did you mean {close[0]}?" if close else "--help lists the options"
         raise BadInput(f"{message} ({advice})")
+
+
+def as_options(values):
+    """{"ratio": 0.9, "corpus": ["a", "b"]} -> ["--ratio=0.9", "--corpus=a", "--corpus=b"]."""
+    words = []
+    for name, value in values.items():
+        for one in value if isinstance(value, list) else [value]:
+            words.append(f"--{name}={_word(one)}")
+    return words
 
 
 def _word(value):

@@ -56,6 +56,13 @@ NAMED = {
     ),
 }
 
+# Parallel texts, by name: novels of eltec-fra with an English translation.
+NAMED_PARALLEL = {
+    "eltec-fra-eng": (
+        GITHUB + "COST-ELTeC/ELTeC-fra/archive/83f0a43fdb967cd1db646027a1a237307e4924a1.zip"
+    ),
+}
+
 
 # ------------------------------------------------------------------------------------------------
 # Files
@@ -221,6 +228,69 @@ def read_txt(path, stream):
 def numbered(name, i):
     """The name of document i, from 0, of those that one thing makes: name, name#1, name#2 ..."""
     return name if i == 0 else f"{name}#{i}"
+
+
+# ------------------------------------------------------------------------------------------------
+# Parallel texts: one document in several languages, line by line
+
+# How the name of a file may end that says its language: book_eng.txt, book.fr.txt
+LANGUAGE_ENDING = re.compile(r"[._-][a-z]{2,3}$", re.IGNORECASE)
+
+
+def locate_parallel(source):
+    """The path of a parallel text, a folder or a .zip; one with an address is downloaded.
+
+    Raises BadInput.
+    """
+    path = NAMED_PARALLEL.get(source, source)
+    if is_address(path):
+        return str(download(path))
+    if not Path(path).is_dir() and Path(path).suffix.lower() != ".zip":
+        raise BadInput(f"--parallel={source} is neither a folder nor a .zip, nor one of "
+                       f"{', '.join(NAMED_PARALLEL)}: expected one with a .txt for each document "
+                       "and language, such as eng/a.txt and fra/a.txt")
+    return path
+
+
+def parallel_texts(source):
+    """Yield {path: text} for each document of a parallel text: one .txt for each of its languages.
+
+    Files belong together if their names agree, but for a language at the end:
+
+        plain1/FRA01401_Fleuriot.txt    plain-eng/FRA01401_Fleuriot_eng.txt
+
+    A file that stands alone is passed over. Raises BadInput if all do.
+    """
+    path = Path(source)
+    try:
+        if path.is_dir():
+            found = [file for file in sorted(path.rglob("*.txt"))
+                     if file.is_file() and not hidden(file.relative_to(path))]
+            yield from read_together(path, found, lambda file: open(file, "rb"))
+            return
+        with zipfile.ZipFile(path) as archive:
+            found = [Path(member) for member in sorted(archive.namelist())
+                     if member.lower().endswith(".txt") and not hidden(Path(member))]
+            yield from read_together(path, found, lambda file: archive.open(file.as_posix()))
+    except DAMAGED as error:
+        raise BadInput(f"{path} is damaged ({error}): fetch it again") from error
+
+
+def read_together(source, paths, open_file):
+    """The documents of parallel_texts, of the .txt files at these paths."""
+    groups = {}
+    for path in paths:
+        groups.setdefault(LANGUAGE_ENDING.sub("", path.stem), []).append(path)
+    groups = [group for group in groups.values() if len(group) > 1]
+    if not groups:
+        raise BadInput(f"{source} has no two .txt files of one name: expected a parallel text, "
+                       "such as eng/a.txt and fra/a.txt")
+    for group in groups:
+        versions = {}
+        for path in group:
+            with open_file(path) as stream:
+                versions[path] = "".join(text for _, text in read_txt(path, stream))
+        yield versions
 
 
 # ------------------------------------------------------------------------------------------------

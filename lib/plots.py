@@ -45,6 +45,16 @@ MEASURES = {
     "retrieval_back": "retrieval@1, other to EN1",
 }
 
+# the same of real languages, on a text and its translation
+PARALLEL_MEASURES = {
+    "matched": "cosine of matched tokens",
+    "matched_centred": "centred cosine of matched tokens",
+    "line": "retrieval@1 of a line's translation",
+    "line_back": "the same, the other way",
+    "line_cka": "linear CKA of lines",
+    "shared": "centred cosine of shared tokens' use",
+}
+
 # the parameters of a block, in the order in which a token meets them
 PARAMETERS = ["norm1.weight", "norm1.bias", "q", "k", "v", "proj",
               "norm2.weight", "norm2.bias", "up", "down"]
@@ -113,10 +123,12 @@ def points(ax, x, values, marker, line, color, label=None, **style):
 # ------------------------------------------------------------------------------------------------
 # One run: its losses
 
-def loss_curves(path, name, train, val):
-    """loss.png: the loss of each language and, where there are several, retrieval@1 of each pair.
+def loss_curves(path, name, languages, train, val):
+    """loss.png: the loss of each language and, where there are several clones, retrieval@1 of each
+    pair.
 
-    train, val: the lines of log.jsonl that have "loss" and those that have "val_loss", as dicts.
+    languages: what they are called, ["EN1", "EN2"]. train, val: the lines of log.jsonl that have
+    "loss" and those that have "val_loss", as dicts.
     """
     pairs = list(val[-1]["retrieval@1"]) if val else []
     if pairs:
@@ -125,24 +137,23 @@ def loss_curves(path, name, train, val):
         columns, size, width_ratios = 1, (6, 4), [1]
     with figure(path, 1, columns, size, dpi=150, width_ratios=width_ratios) as (fig, axes):
         fig.suptitle(name, fontsize=10)
-        draw_losses(axes[0, 0], train, val)
+        draw_losses(axes[0, 0], languages, train, val)
         if pairs:
             draw_retrieval(axes[0, 1], pairs, val)
 
 
-def draw_losses(ax, train, val):
+def draw_losses(ax, languages, train, val):
     """Training loss, noisy and thin, under validation loss, of each language."""
-    n_languages = len(train[0]["loss"] if train else val[0]["val_loss"])
-    for i, colour in enumerate(language_colours(n_languages)):
+    for i, (language, colour) in enumerate(zip(languages, language_colours(len(languages)))):
         # a rare language may have had no sequence since the line before: then it has no loss
         seen = [line for line in train if line["loss"][i] is not None]
         ax.plot(million_tokens(seen), [line["loss"][i] for line in seen],
                 color=colour, lw=0.6, alpha=0.5)
         ax.plot(million_tokens(val), [line["val_loss"][i] for line in val], "o-",
-                ms=3, color=colour, label=f"EN{i + 1}")
+                ms=3, color=colour, label=language)
     # of fifty languages the first and the last are named
     handles, labels = ax.get_legend_handles_labels()
-    if n_languages > 12:
+    if len(languages) > 12:
         handles, labels = handles[:3] + handles[-1:], [*labels[:3], f"... {labels[-1]}"]
     ax.legend(handles, labels, frameon=False)
     tidy(ax, xlabel="million tokens seen, of all languages", ylabel="loss, nats per token",
@@ -174,27 +185,44 @@ def alignment_page(path, name, languages, summary):
 
     languages: ["EN1", "EN2", ...]. summary: what align.summary returns.
     """
+    words, title = measures_of(summary)
     with figure(path, 2, 2, (11, 8.5)) as (fig, axes):
-        fig.suptitle(f"{name}: are EN1 and {', '.join(languages[1:])} represented alike?")
-        draw_layers(axes[0, 0], summary["layers"])
+        fig.suptitle(f"{name}: are {languages[0]} and {', '.join(languages[1:])} represented "
+                     "alike?")
+        if summary["embeddings"]:
+            draw_layers(axes[0, 0], summary["layers"], words, title)
+            draw_by_frequency(axes[1, 0], summary["embeddings"])
+        else:  # real languages: tokens above, lines below
+            lines = {measure: w for measure, w in words.items() if measure.startswith("line")}
+            tokens = {measure: w for measure, w in words.items() if measure not in lines}
+            draw_layers(axes[0, 0], summary["layers"], tokens, f"Tokens. {title}")
+            draw_layers(axes[1, 0], summary["layers"], lines, f"Lines. {title}")
         gradients = {tensor: cosines["same"] for tensor, cosines in summary["gradients"].items()}
         draw_gradient_map(fig, axes[0, 1], gradients)
         axes[0, 1].set_title("Cosine of the two languages' gradients\n"
                              "(1: what helps one helps the other)")
-        draw_by_frequency(axes[1, 0], summary["embeddings"])
-        draw_gradient_bars(axes[1, 1], summary["gradient"])
+        draw_gradient_bars(axes[1, 1], summary["gradient"], languages[0])
 
 
-def draw_layers(ax, layers):
-    """Every measure, layer by layer, above its floor."""
-    for colour, (measure, words) in zip(COLOURS, MEASURES.items()):
+def measures_of(summary):
+    """({measure: what it is called}, what it is measured on) of the layers of a summary."""
+    layer = summary["layers"][0]
+    if "matched" in layer:
+        words = {m: w for m, w in PARALLEL_MEASURES.items() if m in layer}
+        return words, "A text and its translation\n(dotted: that of another text, the floor)"
+    return MEASURES, "The same text in two languages\n(dotted: shuffled pairs, the floor)"
+
+
+def draw_layers(ax, layers, words, title):
+    """Every measure of words {measure: its name}, layer by layer, above its floor."""
+    for colour, (measure, name) in zip(COLOURS, words.items()):
         values = [layer[measure]["value"] for layer in layers]
         floors = [layer[measure]["floor"] for layer in layers]
-        ax.plot(values, "o-", color=colour, ms=4, label=words)
+        ax.plot(values, "o-", color=colour, ms=4, label=name)
         ax.plot(floors, ":", color=colour)
     ax.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17))
     tidy(ax, xlabel="layer (0: the embedding)", ylabel="similarity", ylim=(None, 1.05),
-         title="The same text in two languages\n(dotted: shuffled pairs, the floor)")
+         title=title)
 
 
 def draw_gradient_map(fig, ax, gradients):
@@ -233,11 +261,14 @@ def draw_by_frequency(ax, embeddings):
                "(dotted: all pairs of about that frequency, the floor)")
 
 
-def draw_gradient_bars(ax, gradient):
-    """The mean gradient cosine of two languages, beside that of two texts in one language."""
-    words = {"single": "EN1 and other,\none sequence",
-             "same": "EN1 and other,\none text",
-             "other": "EN1 and other,\ntwo texts",
+def draw_gradient_bars(ax, gradient, first):
+    """The mean gradient cosine of two languages, beside that of two texts in one language.
+
+    first: what the first language is called.
+    """
+    words = {"single": f"{first} and other,\none sequence",
+             "same": f"{first} and other,\none text",
+             "other": f"{first} and other,\ntwo texts",
              "within": "one language,\ntwo texts"}
     bars = ax.bar(list(words.values()), [gradient[case] for case in words],
                   color=[COLOURS[4], COLOURS[1], COLOURS[5], "0.7"])
@@ -257,20 +288,27 @@ def alignment_of_runs(path, summaries):
     palette = COLOURS[2:] + COLOURS[:2]
     colours = {name: palette[i % len(palette)] for i, name in enumerate(summaries)}
 
-    with figure(path, 2, 3, (14, 8)) as (fig, axes):
-        fig.suptitle("Are the languages represented alike? Several runs, layer by layer "
-                     "(dotted: shuffled pairs, the floor)")
-        for ax, (measure, words) in zip(axes.flat, MEASURES.items()):
+    # the measures that all runs have: those with a vocabulary of their own share no token
+    words, title = measures_of(next(iter(summaries.values())))
+    for summary in summaries.values():
+        words = {m: w for m, w in words.items() if m in summary["layers"][0]}
+
+    columns = -(-(len(words) + 1) // 2)  # rounded up
+    with figure(path, 2, columns, (14, 8)) as (fig, axes):
+        fig.suptitle(f"Are the languages represented alike? {title.replace(chr(10), ' ')}")
+        for ax, (measure, name_of_measure) in zip(axes.flat, words.items()):
             for name, summary in summaries.items():
                 values = [layer[measure]["value"] for layer in summary["layers"]]
                 floors = [layer[measure]["floor"] for layer in summary["layers"]]
                 ax.plot(values, "o-", ms=4, color=colours[name], label=name)
                 ax.plot(floors, ":", color=colours[name])
-            tidy(ax, title=words, xlabel="layer (0: the embedding)")
+            tidy(ax, title=name_of_measure, xlabel="layer (0: the embedding)")
         axes[0, 0].legend(frameon=False, fontsize=8)
+        for ax in axes.flat[len(words):-1]:  # of an odd number
+            ax.axis("off")
 
         # the last panel: one bar a run
-        gradient = axes[1, 2]
+        gradient = axes[1, -1]
         means = [summary["gradient"]["same"] for summary in summaries.values()]
         bars = gradient.barh(list(summaries), means, color=list(colours.values()))
         gradient.bar_label(bars, fmt="%.2f")

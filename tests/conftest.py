@@ -8,6 +8,7 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -45,13 +46,31 @@ def sentence(rng):
     return f"{phrase(rng).capitalize()} {rng.choice(VERBS)} {phrase(rng)} near {phrase(rng)}."
 
 
-def write_corpus(folder, documents=20, sentences=600, seed=0):
-    """A folder of .txt files in a tiny language of its own, about 25 kB each."""
+def translate(text):
+    """The same text in another language: its words are spelt backwards, and an adjective stands
+    after its noun.
+    """
+    text = re.sub(r"\b(the|The) (\w+) (\w+)", r"\1 \3 \2", text)
+    return re.sub(r"\w+", lambda word: word[0][::-1], text)
+
+
+def write_corpus(folder, documents=20, sentences=600, seed=0, language=str):
+    """A folder of .txt files in a tiny language of its own, about 25 kB each.
+
+    language: what is done to each text, e.g. translate.
+    """
     rng = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(documents):
-        text = " ".join(sentence(rng) for _ in range(sentences))
-        (folder / f"book{i:02}.txt").write_text(text.replace(". ", ".\n"))
+        text = " ".join(sentence(rng) for _ in range(sentences)).replace(". ", ".\n")
+        (folder / f"book{i:02}.txt").write_text(language(text))
+    return folder
+
+
+def write_parallel(folder, documents=2, sentences=200, seed=99):
+    """A parallel text: folder/eng and folder/fra, line by line the same in the two languages."""
+    write_corpus(folder / "eng", documents, sentences, seed)
+    write_corpus(folder / "fra", documents, sentences, seed, translate)
     return folder
 
 
@@ -67,6 +86,20 @@ def prepared(tmp_path_factory):
     """A working folder with a corpus of 20 small books in it; tests that train use it."""
     folder = tmp_path_factory.mktemp("work")
     write_corpus(folder / "books")
+    return folder
+
+
+# of real languages: English, and the one that translate() makes of it
+REAL = ["--corpus=eng=books", "--corpus=fra=livres"]
+
+
+@pytest.fixture(scope="session")
+def bilingual(tmp_path_factory):
+    """A working folder with a corpus in each of two languages, and a parallel text in both."""
+    folder = tmp_path_factory.mktemp("bilingual")
+    write_corpus(folder / "books", documents=12)
+    write_corpus(folder / "livres", documents=8, seed=7, language=translate)
+    write_parallel(folder / "both")
     return folder
 
 

@@ -300,7 +300,7 @@ def test_anchor_points_do_not_count_as_alignment():
 def test_nor_do_they_in_what_is_watched_during_training():
     model, table = planted("stranger"), clone.clone_table(np.ones(V), 2, cloned=0.5)
     text = TEXT.flatten()
-    _, retrieval = train.evaluate(model, text, table, T)
+    _, retrieval = train.evaluate(model, [text, text], table, ["EN1", "EN2"], T)
     assert retrieval["EN1-EN2"] < 0.1  # at an anchor's position the states share an embedding
     # the same windows, with the anchors' positions
     n = train.RETRIEVAL_STATES // T
@@ -558,11 +558,11 @@ def test_a_run_is_measured_on_its_test_text_by_its_own_model(work, monkeypatch):
     assert result["checkpoint"] == data.file_sha256(work / "runs/b/model.pt")
 
     # windows of the context, end to end
-    text = data.tokens(run.corpus, "test")
+    text = data.tokens(run.corpora[0], "test")
     n = (len(text) - 1) // 16
     assert result["tokens"] == n * 16
     base = clone.consecutive(text, 16, n)
-    frequency = np.bincount(data.tokens(run.corpus, "train"), minlength=300)
+    frequency = np.bincount(data.tokens(run.corpora[0], "train"), minlength=300)
     for pair, row in (("EN1-EN2", run.table[1]), ("EN1-EN3", run.table[2])):
         measured = result["pairs"][pair]
         rows = run.table[0], row
@@ -576,7 +576,7 @@ def test_too_short_a_test_text_is_refused(work, monkeypatch):
     monkeypatch.chdir(work)
     run, = runs.open_runs(["runs/a"], CPU)
     monkeypatch.setattr(data, "tokens", lambda corpus, split: np.zeros(32, np.uint16))
-    short = SimpleNamespace(corpus=run.corpus, config=run.config, folder=run.folder)
+    short = SimpleNamespace(corpora=run.corpora, config=run.config, folder=run.folder)
     with pytest.raises(align.BadInput, match=r"has 32 tokens, fewer than two windows of .* \(33\)"):
         align.measure(short)
 

@@ -29,7 +29,7 @@ def test_the_flops_of_a_step_are_those_that_torch_counts():
 
 def test_batches_are_of_two_languages_at_90_to_10():
     shape = SIZES["nano"] | {"vocab_size": 300}
-    batch = bench.make_batches(shape)
+    batch = bench.make_batches(shape, 100)
     langs = np.concatenate([batch(step)[1] for step in range(100)])
     assert set(langs) == {0, 1}
     assert (langs == 0).mean() == pytest.approx(0.9, abs=0.03)

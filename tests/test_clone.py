@@ -1,7 +1,9 @@
+import re
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import REAL
 
 import clone
 from lib.cli import BadInput
@@ -20,7 +22,8 @@ def batches(stages=None, context=15, batch_size=8, steps=400, seed=0, text=TEXT,
     """clone.make_batches, of two languages at 90/10 unless told otherwise."""
     stages = two(0.9) if stages is None else stages
     table = clone.clone_table(np.ones(V), stages.shape[1])
-    return clone.make_batches(text, table, stages, context, batch_size, steps, seed, **processes)
+    texts = [text] * stages.shape[1]
+    return clone.make_batches(texts, table, stages, context, batch_size, steps, seed, **processes)
 
 
 def languages(batch, steps):
@@ -117,7 +120,7 @@ def test_shares_that_are_none(ratio, languages):
 ])
 def test_what_the_command_line_leaves_out(ratio, languages, expected):
     args = SimpleNamespace(ratio=ratio, languages=languages, schedule=None, cloned=None,
-                           anchor_seed=0)
+                           anchor_seed=0, corpus="docs", vocabulary=None)
     assert clone.resolve(args) == expected
 
 
@@ -208,7 +211,7 @@ def test_another_ratio_sees_the_same_text_in_the_same_order():
 
 def test_where_every_token_is_an_anchor_point_all_mixes_are_one_run():
     shared = clone.clone_table(np.ones(V), 2, cloned=0)
-    nine, five = (clone.make_batches(TEXT, shared, two(share), 15, 8, 400, 0)
+    nine, five = (clone.make_batches([TEXT, TEXT], shared, two(share), 15, 8, 400, 0)
                   for share in (0.9, 0.5))
     assert (nine(7)[0] == five(7)[0]).all()
 
@@ -274,7 +277,7 @@ def test_the_language_is_drawn_for_each_sequence_by_itself():
 
 def test_a_sequence_is_in_one_language_from_end_to_end():
     zeros, table = np.zeros(20_000, np.uint16), clone.clone_table(np.ones(50), 29)
-    batch = clone.make_batches(zeros, table, two(0.5), 9, 64, 400, seed=0)
+    batch = clone.make_batches([zeros, zeros], table, two(0.5), 9, 64, 400, seed=0)
     ids, lang = batch(0)
     assert (ids == 50 * lang[:, None]).all()
     assert set(lang) == {0, 1}
@@ -282,9 +285,9 @@ def test_a_sequence_is_in_one_language_from_end_to_end():
 
 def test_the_language_says_nothing_about_the_text():
     size = 51  # ids of a language
-    text = np.random.default_rng(0).zipf(1.5, 400_000).clip(max=size - 1) - 1
+    text = np.random.default_rng(0).zipf(1.5, 400_000).clip(max=size - 1).astype(np.uint16) - 1
     table = clone.clone_table(np.ones(size), 2)
-    batch = clone.make_batches(text.astype(np.uint16), table, two(0.5), 63, 64, 90, seed=0)
+    batch = clone.make_batches([text, text], table, two(0.5), 63, 64, 90, seed=0)
     counts = np.zeros((2, size))
     for step in range(90):
         ids, lang = batch(step)
@@ -293,6 +296,104 @@ def test_the_language_says_nothing_about_the_text():
             counts[l] += np.bincount((ids[lang == l] % size).ravel(), minlength=size)
     frequencies = counts / counts.sum(1, keepdims=True)
     assert np.abs(frequencies[0] - frequencies[1]).sum() / 2 < 0.01
+
+
+# ------------------------------------------------------------------------------------------------
+# Real languages
+
+def test_the_tables_of_the_docstring():
+    words = [[b"the", b"a", b"on"], [b"le", b"a", b"on"]]
+    assert clone.vocabulary_table(words, anchored=False).tolist() == [[0, 1, 2], [3, 4, 5]]
+    anchored = clone.vocabulary_table(words, anchored=True)
+    assert anchored.tolist() == [[0, 1, 2], [3, 1, 2]]
+    # of ten tokens read in each: "a" and "on" are 7 of the first's, 5 of the second's
+    counts = np.array([[3, 3, 4], [5, 2, 3]])
+    assert clone.shared_tokens(anchored, counts) == [(2, 0.7), (2, 0.5)]
+
+    # a third language shares with whichever has the word
+    three = clone.vocabulary_table([*words, [b"le", b"der", b"on"]], anchored=True)
+    assert three[2].tolist() == [3, 7, 2]
+
+
+@pytest.mark.parametrize("corpus, names", [
+    ("docs", ["EN1", "EN2"]),
+    ("fra=eltec-fra", ["fra1", "fra2"]),
+    (["eltec-eng", "eltec-fra"], ["eng", "fra"]),
+    (["../x/ELTeC-eng-1.0.1.zip", "fr=novels/"], ["eng", "fr"]),
+    (["docs", "100_english_novels"], ["doc", "eng"]),
+    (["a_tale.txt.gz", "2020/"], ["tal", "l"]),
+])
+def test_what_languages_are_called(corpus, names):
+    assert clone.language_names(corpus, 2) == names
+
+
+LONG, SHORT = np.arange(8_000) % V, np.arange(1_000)  # 500 and 62 windows of 16
+
+
+def real(stages, **options):
+    """clone.make_batches of two texts that differ in length."""
+    kwargs = dict(context=15, batch_size=8, steps=400, seed=0) | options
+    table = clone.clone_table(np.ones(V), 2)
+    return clone.make_batches([LONG, SHORT], table, stages, **kwargs)
+
+
+def windows_of(batch, steps, lang):
+    """The windows that a language reads, in order."""
+    read = []
+    for step in steps:
+        for ids, l in zip(*batch(step)):
+            assert (ids // V == l).all()
+            if l == lang:
+                start = ids[0] % V
+                assert (ids % V == start + np.arange(16)).all()
+                read.append(start // 16)
+    return read
+
+
+def test_each_stream_has_its_own_epochs():
+    for lang, n in ((0, 500), (1, 62)):
+        read = windows_of(real(two(0.7)), range(400), lang)
+        for epoch in range(len(read) // n):
+            assert sorted(read[epoch * n:(epoch + 1) * n]) == list(range(n))
+        assert len(read) > 1.5 * n
+        assert read[:n] != read[n:2 * n]  # in another order
+
+
+def test_another_ratio_reads_each_stream_in_the_same_order():
+    for lang in (0, 1):
+        nine, five = (windows_of(real(two(share)), range(200), lang) for share in (0.9, 0.5))
+        n = min(len(nine), len(five))
+        assert n > 50 and nine[:n] == five[:n]
+
+
+def test_the_shares_and_stages_of_real_languages():
+    batch = real(np.array([[0.8, 0.2], [0, 1.0]]), steps=1000)
+    first, second = languages(batch, range(500)), languages(batch, range(500, 1000))
+    assert (first == 0).mean() == pytest.approx(0.8, abs=0.02)
+    assert (second == 1).all()
+    assert first.sum(1).std() == pytest.approx((8 * 0.8 * 0.2) ** 0.5, rel=0.15)
+
+
+def test_batches_of_real_languages_are_a_pure_function_and_are_shared_out():
+    whole, later = real(two(0.7)), real(two(0.7))
+    for step in (300, 0, 136):
+        later(step)
+    for a, b in zip(whole(137), later(137)):
+        assert (a == b).all()
+    parts = [real(two(0.7), rank=rank, world=4)(137) for rank in range(4)]
+    for i in range(2):
+        assert (np.concatenate([part[i] for part in parts]) == whole(137)[i]).all()
+
+
+def test_languages_of_one_text_share_its_stream():
+    """Three languages, the first and the last of one text: no window of it is read in both."""
+    table = clone.clone_table(np.ones(V), 3)
+    stages = np.array([[0.4, 0.3, 0.3]])
+    batch = clone.make_batches([LONG, SHORT, LONG], table, stages, 15, 8, 130, seed=0)
+    first, last = (windows_of(batch, range(130), lang) for lang in (0, 2))
+    assert not set(first) & set(last)
+    assert len(first + last) > 500  # more than an epoch, so that there was a chance to
+    assert len(first) / len(first + last) == pytest.approx(4 / 7, abs=0.07)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -309,3 +410,16 @@ def test_the_page_that_shows_cloning(prepared, monkeypatch, capsys):
     rows = [line.split() for line in out.splitlines() if line.startswith("EN") and "%" in line]
     assert [row[0] for row in rows] == ["EN1", "EN2", "EN3"]
     assert {row[1] for row in rows} == {"300"}
+
+
+def test_the_page_that_shows_what_real_languages_share(bilingual, monkeypatch, capsys):
+    monkeypatch.chdir(bilingual)
+    monkeypatch.setattr("sys.argv", ["clone.py", *REAL, "--vocab_size=300",
+                                     "--vocabulary=anchored"])
+    clone.main()
+    out = capsys.readouterr().out
+    # the two corpora share most of their text: letters, marks
+    assert re.search(r"eng: 300 ids, 2[56]\d of them shared: \d\d.\d% of its running text", out)
+    examples = re.search(r"shared, the most frequent in eng: (.*)", out)[1]
+    assert len(re.findall("'.*?'", examples)) == 10
+    assert "next: python train.py --ratio=0.9 --corpus=eng=books --corpus=fra=livres" in out

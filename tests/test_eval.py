@@ -12,7 +12,6 @@ from conftest import fails, train_here, write_corpus
 import clone
 import data
 import runs
-from lib.bpe import encoder
 from lib.cli import BadInput
 from model import GPT
 from paper import numbers
@@ -531,7 +530,7 @@ def test_a_run_is_evaluated_on_its_test_text_with_what_it_was_asked_for(work, mo
     assert (result["last_n"], result["tokens"]) == (5, 1000)
     assert result["checkpoint"] == data.file_sha256(work / "runs/both/model.pt")
 
-    text, enc, eot = data.tokens(run.corpus, "test"), encoder(run.corpus), run.corpus["eot"]
+    text, enc, eot = run.texts("test")[0], run.encoders[0], run.corpora[0]["eot"]
     for language, row in zip(result["languages"], run.table):
         losses = eval_.score(run.model, text, row, 16, 5, CPU, 1000)
         scored = np.flatnonzero(~np.isnan(losses))
@@ -605,21 +604,23 @@ def test_without_monolingual_runs_there_is_no_efficiency_and_it_is_said(work, mo
 
 def test_samples_are_text_in_each_language(capsys):
     table, said = clone.clone_table(np.ones(257), 2), np.frombuffer(b"the cat sat on the mat", "u1")
+    text = np.frombuffer(b"Once upon a time, in the dead of winter", "u1")  # 32: "... dead of"
 
     def planted(ids, n):
         """Goes on in the language of the prompt, but EN2's second half is in EN1."""
         row = table[int(ids[0] >= 257)]
+        assert (ids.numpy() == row[text[:32]]).all()
         own, foreign = row[said[:11]], table[0][said[11:]]
         return torch.cat([ids, torch.from_numpy(np.concatenate([own, foreign]))])
 
-    def decode(ids):
-        return bytes(int(i) for i in ids).decode()
-
+    enc = SimpleNamespace(decode=lambda ids: bytes(ids).decode(),
+                          decode_single_token_bytes=lambda i: bytes([i]))
     model = SimpleNamespace(embedding=torch.zeros(1), sample=planted)
-    prompt = np.frombuffer(b"Once ", "u1").astype(np.int64)
-    eval_.print_samples(model, SimpleNamespace(decode=decode), prompt, table)
+    run = SimpleNamespace(model=model, table=table, encoders=[enc, enc], names=["EN1", "EN2"],
+                          texts=lambda split: [text, text])
+    eval_.print_samples(run)
     out = capsys.readouterr().out
-    assert "prompt: 'Once '" in out
+    assert out.count("prompt: 'Once upon a time, in the dead of'") == 2
     assert "EN1 (100% of its tokens are EN1's)" in out
     assert "EN2 (50% of its tokens are EN2's)" in out
     assert out.count("the cat sat on the mat") == 2

@@ -40,7 +40,7 @@ def test_a_loss_that_is_not_there_is_no_point():
     train = [{"tokens": 1e6, "loss": [5.0, None]}, {"tokens": 2e6, "loss": [4.0, 6.0]}]
     val = [{"tokens": 2e6, "val_loss": [4.5, 6.5]}]
     ax = panel()
-    plots.draw_losses(ax, train, val)
+    plots.draw_losses(ax, ["EN1", "EN2"], train, val)
     assert curves(ax) == [([1, 2], [5, 4]), ([2], [4.5]), ([2], [6]), ([2], [6.5])]
     one, two, *_ = plots.COLOURS
     assert [line.get_color() for line in ax.lines] == [one, one, two, two]
@@ -49,11 +49,12 @@ def test_a_loss_that_is_not_there_is_no_point():
 @pytest.mark.parametrize("languages", [1, 2, 10])
 def test_a_page_of_losses_for_any_number_of_languages(tmp_path, languages):
     """Retrieval has a panel where there are pairs; and there may be no validation yet."""
+    names = [f"EN{l + 1}" for l in range(languages)]
     pairs = {f"EN{a + 1}-EN{b + 1}": 0.5 for b in range(languages) for a in range(b)}
     train = [{"tokens": 1e6 * i, "loss": [3.0] * languages} for i in range(3)]
     val = [{"tokens": 2e6, "val_loss": [3.0] * languages, "retrieval@1": pairs}]
-    plots.loss_curves(tmp_path / "loss.png", "a run", train, val)
-    plots.loss_curves(tmp_path / "early.png", "a run", train, [])
+    plots.loss_curves(tmp_path / "loss.png", "a run", names, train, val)
+    plots.loss_curves(tmp_path / "early.png", "a run", names, train, [])
     for name in ("loss.png", "early.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
@@ -93,7 +94,7 @@ def test_every_measure_is_drawn_above_its_floor():
     layers = summary()["layers"]
     layers[1] = layers[1] | {"cka": {"value": 0.9, "floor": 0.2, "above": True}}
     ax = panel()
-    plots.draw_layers(ax, layers)
+    plots.draw_layers(ax, layers, plots.MEASURES, "alike?")
     assert len(ax.lines) == 2 * len(plots.MEASURES) == 10
     value, floor = ax.lines[4:6]  # of the third measure
     assert list(value.get_ydata()) == [0.5, 0.9, 0.5]

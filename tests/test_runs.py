@@ -28,9 +28,9 @@ def open_made(made, monkeypatch):
     work, folder = made
     monkeypatch.chdir(work)
     config = runs.read_config(folder)
-    corpus = runs.open_corpus(folder, config)
+    corpora = runs.open_corpora(folder, config)
     model = runs.make_model(config, "cpu")
-    run = runs.Run(folder, config, corpus, runs.make_table(config, corpus), model)
+    run = runs.Run(folder, config, corpora, runs.make_table(config, corpora), model)
     run.optimizers = train.make_optimizers(model, config)
     run.tokens = [0, 0]
     run.sums = torch.zeros(2, 2)
@@ -231,7 +231,7 @@ def test_a_finished_run_is_opened_as_it_was_left(made, monkeypatch):
     for run in (by_name, by_path):
         assert run.step == run.config.steps == 4
         assert run.table.shape == (2, 300)
-        assert run.corpus["vocab_size"] == 300
+        assert run.corpora[0]["vocab_size"] == 300
         assert not run.model.training
         for name, weight in run.model.state_dict().items():
             assert torch.equal(weight, saved[name])
@@ -243,7 +243,7 @@ def test_a_run_whose_corpus_has_changed_does_not_go_on(here, monkeypatch, capsys
     before = listing(here / "runs"), history(here / "runs/old")
     (here / "books/book00.txt").write_text("Something else, and again something else. " * 50)
     [run] = runs.open_runs(["old"], "cpu")  # what was prepared from the old text is there still
-    assert run.corpus["files"] == run.config.data_sha256
+    assert run.corpora[0]["files"] == run.config.data_sha256
 
     data.shutil.rmtree(here / "data")
     error = fails(train.main, ["--run=old", "--resume"], monkeypatch, capsys)
@@ -259,16 +259,16 @@ def test_the_languages_of_a_run_are_those_of_its_config(made, monkeypatch):
 
     # half of those that occur in the training text, by a seed of its own
     run.config.cloned = 0.5
-    half = runs.make_table(run.config, run.corpus)
-    occur = np.unique(data.tokens(run.corpus, "train"))
+    half = runs.make_table(run.config, run.corpora)
+    occur = np.unique(data.tokens(run.corpora[0], "train"))
     assert (half[0] == half[1]).sum() == len(occur) - round(len(occur) / 2)
     run.config.seed += 1
-    assert (runs.make_table(run.config, run.corpus) == half).all()
+    assert (runs.make_table(run.config, run.corpora) == half).all()
     run.config.anchor_seed += 1
-    assert (runs.make_table(run.config, run.corpus) != half).any()
+    assert (runs.make_table(run.config, run.corpora) != half).any()
     run.config.seed = 1  # other anchor points
-    assert (runs.make_table(run.config, run.corpus) != run.table).any()
-    assert data.tokens(run.corpus, "train").max() < 300
+    assert (runs.make_table(run.config, run.corpora) != run.table).any()
+    assert data.tokens(run.corpora[0], "train").max() < 300
 
 
 # ------------------------------------------------------------------------------------------------
@@ -279,19 +279,19 @@ def test_a_run_is_opened_when_its_text_has_moved(made, monkeypatch, tmp_path):
     monkeypatch.chdir(work)
     config = runs.read_config(folder)
     config.corpus = "no/longer/there"
-    corpus = runs.open_corpus(folder, config)  # what was prepared is in data/ still
-    assert corpus["files"] == config.data_sha256
+    corpora = runs.open_corpora(folder, config)  # what was prepared is in data/ still
+    assert corpora[0]["files"] == config.data_sha256
 
     # prepared nowhere: it is made again, from where the text is now
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BadInput, match="neither a file nor"):
-        runs.open_corpus(folder, config)
-    again = runs.open_corpus(folder, config, corpus=str(work / "books"))
-    assert again["files"] == config.data_sha256
+        runs.open_corpora(folder, config)
+    again = runs.open_corpora(folder, config, corpus=str(work / "books"))
+    assert again[0]["files"] == config.data_sha256
     write_corpus(tmp_path / "others", seed=1)
     runs.data.shutil.rmtree(tmp_path / "data")
     with pytest.raises(BadInput, match="is not what it was .* say with --corpus=PATH"):
-        runs.open_corpus(folder, config, corpus="others")
+        runs.open_corpora(folder, config, corpus="others")
 
 
 def test_the_command_that_made_a_run_goes_on_with_it(made, monkeypatch):

@@ -406,7 +406,7 @@ def alike(a, b):
     Path("a.txt").write_text(a)
     Path("b.txt").write_text(b)
     with open("spool", "w+b") as spool:
-        kept, dropped, _ = data.gather(["a.txt", "b.txt"], spool)
+        kept, dropped, _, _ = data.gather(["a.txt", "b.txt"], spool)
     assert [document.name for document in kept] + dropped == ["a", "b"]
     return dropped == ["b"]
 

@@ -143,7 +143,8 @@ def standing_still(prepared):
 def test_the_losses_of_the_log_are_those_of_their_languages(standing_still):
     config, folder, model, table, text = standing_still
     shares = np.array([[0.6, 0.3, 0.1]])
-    batch = clone.make_batches(text, table, shares, context=16, batch_size=8, steps=100, seed=5)
+    batch = clone.make_batches([text] * 3, table, shares, context=16, batch_size=8, steps=100,
+                               seed=5)
     lines = runs.read_log(folder, "loss")
     assert [line["step"] for line in lines] == list(range(2, 101, 2))
 
@@ -547,12 +548,16 @@ def test_every_weight_is_in_one_optimiser(optimizer, tied):
 # ------------------------------------------------------------------------------------------------
 # Validation
 
+TWO = ["EN1", "EN2"]
+
+
 def test_evaluation_scores_every_language_on_the_same_text():
     model = tiny_model()
     with torch.no_grad():
         model.embedding[30:] = model.embedding[:30]
     text = np.random.default_rng(0).integers(0, 29, 400).astype(np.uint16)
-    losses, retrieval = train.evaluate(model, text, clone.clone_table(np.ones(30), 2), 16)
+    table = clone.clone_table(np.ones(30), 2)
+    losses, retrieval = train.evaluate(model, [text, text], table, TWO, 16)
     assert losses[0] == losses[1]
     # copies: aligned, but for the same token twice in the first position
     assert retrieval["EN1-EN2"] > 0.95
@@ -562,7 +567,7 @@ def test_the_loss_of_a_language_is_the_mean_over_windows_of_the_text():
     model = tiny_model(embedding_std=1)
     text = np.random.default_rng(0).integers(0, 29, 400).astype(np.uint16)
     table = clone.clone_table(np.ones(30), 2)
-    losses, retrieval = train.evaluate(model, text, table, 16)
+    losses, retrieval = train.evaluate(model, [text, text], table, TWO, 16)
 
     # 23 windows of 17 tokens, evenly spread from the first token to the last
     starts = [round(i * (400 - 17) / 22 - 0.499) for i in range(23)]
@@ -574,7 +579,7 @@ def test_the_loss_of_a_language_is_the_mean_over_windows_of_the_text():
 
 
 def test_a_language_that_did_not_occur_has_no_loss():
-    assert train.show([3.14159, None]) == "EN1 3.142  EN2   -  "
+    assert train.show(TWO, [3.14159, None]) == "EN1 3.142  EN2   -  "
 
 
 # ------------------------------------------------------------------------------------------------
@@ -694,8 +699,8 @@ def test_a_run_that_cannot_go_on(refused, trained, options, expected):
 # --help
 
 UNDER_HEADINGS = {
-    "languages": "ratio languages cloned anchor_seed schedule",
-    "text": "corpus vocab_size tokenizer",
+    "languages": "ratio languages cloned anchor_seed schedule vocabulary",
+    "text": "corpus parallel vocab_size tokenizer",
     "model": "size n_layer n_head d_model context tied bias embedding_scale embedding_std",
     "optimisation": "steps batch_size optimizer lr seed",
     "this machine": "device dtype micro_batch compile",
