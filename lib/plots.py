@@ -417,12 +417,44 @@ def draw_efficiency(ax, ratios, languages):
     """Token efficiency against EN1's share; diamonds where the paper has it."""
     for colour, (language, numbers) in zip(COLOURS, languages.items()):
         points(ax, ratios, numbers["teff"], "o", "-", color=colour, label=language)
-        shares, theirs = zip(*numbers["paper"].items())
-        ax.plot(shares, theirs, "D", mfc="none", ms=8, color=colour,
-                label=f"{language} in the paper")
+        ax.plot(list(numbers["paper"]), list(numbers["paper"].values()), "D", mfc="none", ms=8,
+                color=colour, label=f"{language} in the paper")
     ax.axhline(1, color="0.6", lw=1)
     tidy(ax, xlabel="share of EN1", ylabel="token efficiency",
          title="TEff: above 1,\nsomething crossed over")
+
+
+def efficiency_of_vocabularies(path, first, panels):
+    """Token efficiency of two real languages against the share of the first.
+
+    panels {"disjoint": numbers, "anchored": numbers}, where numbers is {"ratios": [n]; "languages":
+    what draw_efficiency takes}.
+    """
+    with figure(path, 1, len(panels), (9, 4.2), sharey=True) as (fig, axes):
+        for ax, (vocabulary, numbers) in zip(axes[0], panels.items()):
+            draw_efficiency(ax, numbers["ratios"], numbers["languages"])
+            tidy(ax, title=f"{vocabulary} vocabularies", xlabel=f"share of {first}")
+        legend(fig)
+
+
+def alignment_of_vocabularies(path, measures, runs):
+    """How alike real languages are represented, layer by layer: a panel a measure.
+
+    measures {measure: what it is called}. runs {"disjoint 90/10": {measure: {"value": [L] seeds,
+    "floor": [L] seeds}}}, the embedding first.
+    """
+    with figure(path, 1, len(measures), (15, 4.2)) as (fig, axes):
+        for ax, (measure, words) in zip(axes[0], measures.items()):
+            for i, (run, numbers) in enumerate(runs.items()):
+                if measure not in numbers:
+                    continue
+                colour, marker = COLOURS[2 + i // 2], "os"[i % 2]
+                layers = range(len(numbers[measure]["value"]))
+                points(ax, layers, numbers[measure]["value"], marker, "-" if i % 2 == 0 else "--",
+                       color=colour, label=run)
+                points(ax, layers, numbers[measure]["floor"], "", ":", color=colour)
+            tidy(ax, xlabel="layer (0: the embedding)", title=f"{words}\n(dotted: the floor)")
+        legend(fig)
 
 
 def alignment_of_mixes(path, mixes):

@@ -59,6 +59,33 @@ SMALL = {
     "anchors90-ratio0.5": Numbers((22.2, 22.2), (1.94, 1.94)),
 }
 
+# real languages, small, 1x: (ppl, teff) of English and French; None where it is not known
+ENGLISH_FRENCH = {
+    "disjoint-ratio0.95": Numbers(None, (1.00, 1.34)),
+    "disjoint-ratio0.9": Numbers((22.47, 31.89), (1.00, 1.05)),
+    "disjoint-ratio0.5": Numbers((26.44, 19.39), (0.85, 0.82)),
+    "disjoint-ratio0.1": Numbers(None, (1.10, 0.97)),
+    "disjoint-schedule0.9,0.1": Numbers(None, (0.60, 0.66)),
+    "anchored-ratio0.95": Numbers(None, (0.99, 1.56)),
+    "anchored-ratio0.9": Numbers((22.48, 29.04), (1.00, 1.27)),
+    "anchored-ratio0.5": Numbers((25.97, 19.01), (0.91, 0.88)),
+    "anchored-ratio0.1": Numbers(None, (1.33, 0.96)),
+    "anchored-schedule0.9,0.1": Numbers(None, (0.61, 0.83)),
+}
+# cosine of matched tokens after each of the 12 layers; gradient cosine
+MATCHED = {
+    "disjoint-ratio0.9": [0.71, 0.83, 0.88, 0.87, 0.86, 0.84, 0.81, 0.74, 0.69, 0.57, 0.40, -0.17],
+    "disjoint-ratio0.5": [0.68, 0.80, 0.84, 0.88, 0.86, 0.84, 0.80, 0.75, 0.62, 0.53, 0.34, -0.15],
+    "anchored-ratio0.9": [0.78, 0.87, 0.89, 0.91, 0.89, 0.87, 0.84, 0.77, 0.72, 0.63, 0.28, 0.06],
+    "anchored-ratio0.5": [0.73, 0.84, 0.88, 0.91, 0.89, 0.88, 0.85, 0.78, 0.71, 0.61, 0.36, 0.10],
+}
+MATCHED_GRADIENT = {
+    "disjoint-ratio0.9": 0.051,
+    "disjoint-ratio0.5": 0.045,
+    "anchored-ratio0.9": 0.138,
+    "anchored-ratio0.5": 0.170,
+}
+
 # mini: 4 layers, 512 wide; medium: 24 layers, 1,024 wide (all read off)
 MINI = {
     "ratio0.9": Numbers((31.6, 41.0), (1.07, 3.38)),

@@ -526,11 +526,11 @@ def tables(scale):
 # ------------------------------------------------------------------------------------------------
 # The report
 
-def write_report(out, scale, found, changed):
+def write_report(out, scale, found, changed, sections=None):
     """Write README.md, with every table of those of its runs that are there, and the figures.
 
     found {name: {seed: JSON}}. changed: the run that is new, so that only the figures which it is
-    part of are drawn again; None: all are.
+    part of are drawn again; None: all are. sections {name: Table}: None for those of clones.
     """
     found = {name: list(by_seed.values()) for name, by_seed in found.items()}
     parts = [
@@ -549,7 +549,7 @@ def write_report(out, scale, found, changed):
         "The paper's numbers are of its own vocabulary: compare token efficiencies.\n"
         "Beside nano stand those of its small, of 85M parameters and 1.197e9 tokens.\n",
     ]
-    for name, table in tables(scale).items():
+    for name, table in (sections or tables(scale)).items():
         parts += section(out, name, table, found, changed, numbers.BESIDE[scale])
     with write(out / "README.md") as f:
         f.write("\n".join(parts).encode())

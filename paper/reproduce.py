@@ -5,6 +5,8 @@
                                                          # monolingual law it is measured against
     python -m paper.reproduce                            # all of it
     python -m paper.reproduce --corpus=eltec-eng         # on a hundred novels
+    python -m paper.reproduce --corpus=eltec-eng --corpus=eltec-fra --parallel=eltec-fra-eng
+                                                         # real languages (paper/real.py)
 
 Every run is train.py, then eval.py and align.py, called the way you would; each command is printed.
 What comes of them goes to paper/results/SCALE/CORPUS-HASH/: one JSON a run; README.md, with the
@@ -30,12 +32,13 @@ import torch
 
 import align
 import bench
+import clone
 import data
 import runs
 from eval import add_efficiency, monolingual_options
-from lib.cli import BadInput, Parser, plural, run_main, write_json
+from lib.cli import BadInput, Parser, as_options, plural, run_main, write_json
 from model import SIZES, faster_dtype, pick_device
-from paper import report
+from paper import real, report
 
 HERE = Path(__file__).parent.parent  # where train.py is
 
@@ -80,9 +83,8 @@ def grid(scale):
     return options
 
 
-def runs_of(scale, chosen):
-    """The names of all runs that some tables are made from, each once."""
-    tables = report.tables(scale)
+def runs_of(tables, chosen):
+    """The names of all runs that some of the tables {name: Table} are made from, each once."""
     names = {}  # a dict keeps the order
     for table in chosen:
         for name in tables[table].runs + tables[table].needs:
@@ -90,12 +92,12 @@ def runs_of(scale, chosen):
     return list(names)
 
 
-def plan(scale, names, seeds, found):
+def plan(tables, names, seeds, found):
     """The runs still to do, [(name, seed)], in an order in which stopping early leaves the most.
 
     Those of the main table come first, for all seeds; then the others, seed by seed.
     """
-    main_table = report.tables(scale)["main"].runs
+    main_table = tables["main"].runs if "main" in tables else []
     first = [name for name in names if name in main_table]
     rest = [name for name in names if name not in main_table]
     todo = []
@@ -121,9 +123,8 @@ def cost(scale, options):
     return shape["steps"] * bench.matmul_flops(shape)
 
 
-def work(scale, todo):
-    """Floating-point operations of all runs of a plan."""
-    options = grid(scale)
+def work(scale, options, todo):
+    """Floating-point operations of all runs of a plan; options: grid(scale)."""
     return sum(cost(scale, options[name]) for name, _ in todo)
 
 
@@ -150,16 +151,16 @@ def duration(seconds):
     return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds / 60:.0f} min"
 
 
-def print_tables(args, chosen, found, speed):
+def print_tables(args, tables, options, chosen, found, speed):
     """What --list shows: each table, the runs that it needs, and how many of them are finished."""
     for table in chosen:
-        names = runs_of(args.scale, [table])
+        names = runs_of(tables, [table])
         total = len(names) * args.seeds
-        left = plan(args.scale, names, args.seeds, found)
+        left = plan(tables, names, args.seeds, found)
         finished = f"{total - len(left)} of {total} runs finished"
         if left:
-            finished += f", {duration(work(args.scale, left) / speed)} left"
-        print(f"{table:11} {report.tables(args.scale)[table].title}")
+            finished += f", {duration(work(args.scale, options, left) / speed)} left"
+        print(f"{table:11} {tables[table].title}")
         print(f"{'':11} {', '.join(names)}")
         print(f"{'':11} {finished}")
 
@@ -167,17 +168,15 @@ def print_tables(args, chosen, found, speed):
 # ------------------------------------------------------------------------------------------------
 # One run
 
-def do(out, scale, corpus, name, options, seed, threads, running):
+def do(out, scale, name, options, seed, threads, running):
     """Train, evaluate and align one run, or go on with it, and write its JSON.
 
-    options: of train.py. Returns what went wrong, in a line, or None. threads: {"OMP_NUM_THREADS":
-    ...} or nothing. running: a set that holds the process for as long as it runs.
+    options: of train.py. Real languages without a parallel text are not aligned. Returns what went
+    wrong, in a line, or None. threads: {"OMP_NUM_THREADS": ...} or nothing. running: a set that holds the process for as long as it runs.
     """
     run_name = f"{scale}-{out.name}-{name}-seed{seed}"
     folder, log = Path("runs") / run_name, Path("runs") / f"{run_name}.txt"
-    train_options = [f"--size={scale}", f"--corpus={corpus}"]
-    train_options += [f"--{key}={value}" for key, value in options.items()]
-    train_options += [f"--seed={seed}"]
+    train_options = [f"--size={scale}", *as_options(options), f"--seed={seed}"]
 
     # a run that was begun knows its options: it only has to go on
     begun = (folder / "config.json").exists()
@@ -185,7 +184,10 @@ def do(out, scale, corpus, name, options, seed, threads, running):
         ["train.py", f"--run={run_name}"] + (["--resume"] if begun else train_options),
         ["eval.py", str(folder)],
     ]
-    if options.get("languages") != 1:
+    real = isinstance(options["corpus"], list)
+    if real and "parallel" in options:
+        calls.append(["align.py", str(folder), f"--parallel={options['parallel']}"])
+    elif not real and options.get("languages") != 1:
         calls.append(["align.py", str(folder)])
 
     log.parent.mkdir(exist_ok=True)
@@ -229,7 +231,7 @@ def result_of(folder, command, threads):
         "eval": json.loads((folder / "eval.json").read_text()),
         "log": runs.read_log(folder, "val_loss"),
     }
-    if config["languages"] > 1:
+    if (folder / "align.json").exists():
         result["align"] = align.summary(json.loads((folder / "align.json").read_text()))
     return result
 
@@ -244,12 +246,13 @@ def processor():
     return platform.processor() or "an unknown CPU"
 
 
-def read(out, scale, dtype):
-    """{run: {seed: its JSON}} of all finished runs of this scale's grid, in one type.
+def read(out, scale, dtype, options=None):
+    """{run: {seed: its JSON}} of all finished runs of a grid, in one type.
 
-    Token efficiency is computed anew, from the monolingual runs of all seeds together.
+    options: the grid; None for this scale's grid of clones. Token efficiency is computed anew, from
+    the monolingual runs of all seeds together.
     """
-    options, found = grid(scale), {}
+    options, found = options or grid(scale), {}
     for path in sorted(out.glob("*.seed*.json")):
         name, _, seed = path.stem.rpartition(".seed")
         result = json.loads(path.read_text())
@@ -278,7 +281,10 @@ def agrees(config, wanted):
         return False
     # compared as text, since a ratio is a number in the grid, and text in a config
     for key, value in wanted.items():
-        if key != "d_head" and str(config.get(key)) != str(value):
+        # where its text was says nothing: the folder of the results is of one text
+        if key in ("d_head", "corpus", "parallel"):
+            continue
+        if str(config.get(key)) != str(value):
             return False
     return True
 
@@ -286,7 +292,7 @@ def agrees(config, wanted):
 # ------------------------------------------------------------------------------------------------
 # All runs
 
-def do_all(out, args, todo):
+def do_all(out, args, tables, options, todo):
     """Do all runs of a plan, args.jobs at a time. Returns what failed, a line each.
 
     After each, the tables are written again, and the figures that it is part of.
@@ -296,13 +302,13 @@ def do_all(out, args, todo):
     if args.jobs > 1:
         threads["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // args.jobs))
 
-    options, running, failed = grid(args.scale), set(), []
-    start, total, finished, spent = time.time(), work(args.scale, todo), 0, 0
+    running, failed = set(), []
+    start, total, finished, spent = time.time(), work(args.scale, options, todo), 0, 0
 
     def timed_do(name, seed):
         begun = time.time()
-        given = options[name] | {"dtype": args.dtype}
-        wrong = do(out, args.scale, args.corpus, name, given, seed, threads, running)
+        given = {"corpus": args.corpus} | options[name] | {"dtype": args.dtype}
+        wrong = do(out, args.scale, name, given, seed, threads, running)
         return wrong, time.time() - begun
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C
@@ -322,12 +328,12 @@ def do_all(out, args, todo):
                     continue
 
                 # one more monolingual run moves the law, so all results are read anew
-                found = read(out, args.scale, args.dtype)
+                found = read(out, args.scale, args.dtype, options)
                 finished, spent = finished + flops, spent + seconds
                 rest = time_left(total, finished, spent, args.jobs, time.time() - start)
                 print(f"{name} seed {seed}: test perplexity {in_words(found[name][seed])}; "
                       f"{plural(len(left), 'run')} to do, about {duration(rest)}", flush=True)
-                report.write_report(out, args.scale, found, name)
+                report.write_report(out, args.scale, found, name, tables)
         except KeyboardInterrupt:
             print("interrupted: the same command goes on where this one stopped", flush=True)
             sys.exit(130)
@@ -351,12 +357,14 @@ def in_words(result):
 # The command
 
 def arguments():
-    """The command line, and the names of the tables that it asks for. Raises BadInput."""
+    """The command line. Raises BadInput."""
     parser = Parser(__doc__)
     parser.option("--scale", "nano", "model size; nano is for a CPU, the others are the paper's "
                   "and want a GPU", choices=list(SIZES))
     parser.option("--corpus", "docs", "as in train.py: docs, eltec-eng, a path ...; several, "
-                  "comma-separated")
+                  "comma-separated. Given twice: two real languages", several=True)
+    parser.option("--parallel", None, "of real languages: a parallel text, as in align.py; it is "
+                  "kept out of training (default: none, and no alignment is measured)")
     parser.option("--seeds", 3, "how many seeds, 0, 1, ...; the tables give mean and standard "
                   "deviation", int)
     parser.option("--tables", "all", "which tables, comma-separated; --list names them")
@@ -369,41 +377,60 @@ def arguments():
                   "nothing", bool)
     args, _ = parser.parse()
 
-    known = report.tables(args.scale)
-    chosen = list(known) if args.tables == "all" else args.tables.split(",")
-    for table in chosen:
-        if table not in known:
-            raise BadInput(f"--tables={args.tables}: there is no table {table}; "
-                           f"expected some of {', '.join(known)}")
     if args.seeds < 1 or args.jobs < 1:
         raise BadInput(f"--seeds={args.seeds} --jobs={args.jobs}: expected 1 or more of each")
-    return args, chosen
+    if isinstance(args.corpus, list) and len(args.corpus) != 2:
+        raise BadInput(f"{len(args.corpus)} --corpus: expected one, or two for real languages")
+    if isinstance(args.corpus, str) and args.parallel:
+        raise BadInput("--parallel goes with two --corpus, of real languages")
+    return args
+
+
+def choose(text, tables):
+    """The names of the tables that --tables asks for. Raises BadInput."""
+    chosen = list(tables) if text == "all" else text.split(",")
+    for table in chosen:
+        if table not in tables:
+            raise BadInput(f"--tables={text}: there is no table {table}; "
+                           f"expected some of {', '.join(tables)}")
+    return chosen
 
 
 def main():
-    args, chosen = arguments()
+    args = arguments()
+    # what there is to run: clones of one corpus, or two real languages
+    if isinstance(args.corpus, list):
+        names = clone.language_names(args.corpus, 2)
+        tables = real.tables(args.scale, names)
+        options = real.grid(args.scale, names, args.corpus, args.parallel)
+    else:
+        names = [data.label(args.corpus)]
+        tables, options = report.tables(args.scale), grid(args.scale)
+    chosen = choose(args.tables, tables)
+
     # results are of one text: that of another name, or of this name on another day, lie elsewhere
-    corpus = data.prepare(args.corpus, SIZES[args.scale]["vocab_size"])
-    label = f"{data.label(args.corpus)}-{corpus['sha256'][:8]}"
+    vocab_size = SIZES[args.scale]["vocab_size"]
+    corpora = clone.open_corpora(args.corpus, len(names), vocab_size, "bpe", args.parallel)
+    label = "-".join([*names, *(corpus["sha256"][:8] for corpus in corpora)])
     out = Path("paper/results") / args.scale / label
     if args.dtype == "auto":
         args.dtype = pick_dtype(out)
-    found = read(out, args.scale, args.dtype)
-    todo = plan(args.scale, runs_of(args.scale, chosen), args.seeds, found)
+    found = read(out, args.scale, args.dtype, options)
+    todo = plan(tables, runs_of(tables, chosen), args.seeds, found)
     speed = measure_speed(args.scale) if todo else 1
 
     if args.list:
-        print_tables(args, chosen, found, speed)
-    print(f"{args.scale} on {args.corpus} in {args.dtype}, {plural(args.seeds, 'seed')}: "
-          f"{plural(len(todo), 'run')} to do, "
-          f"about {duration(work(args.scale, todo) / speed)} of training at this machine's speed; "
-          f"finished ones are in {out}")
+        print_tables(args, tables, options, chosen, found, speed)
+    print(f"{args.scale} on {' and '.join(runs.per_corpus(args.corpus))} in {args.dtype}, "
+          f"{plural(args.seeds, 'seed')}: {plural(len(todo), 'run')} to do, "
+          f"about {duration(work(args.scale, options, todo) / speed)} of training at this "
+          f"machine's speed; finished ones are in {out}")
     if args.list:
         return
 
     out.mkdir(parents=True, exist_ok=True)
-    report.write_report(out, args.scale, found, None)
-    failed = do_all(out, args, todo)
+    report.write_report(out, args.scale, found, None, tables)
+    failed = do_all(out, args, tables, options, todo)
     print(f"\n{out / 'README.md'} has the tables and figures.")
     if failed:
         print("failed, and left out:\n  " + "\n  ".join(failed))

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import fails, train_here, write_corpus
+from conftest import REAL, TINY, fails, train_here, write_corpus
 
 import align
 import clone
 import data
+import parallel
 import runs
 import train
 from model import GPT
@@ -471,6 +472,126 @@ def test_anchor_points_are_left_out():
 
 
 # ------------------------------------------------------------------------------------------------
+# Real languages
+
+def translation(kind, n=40, seed=0):
+    """Windows of two lines and their translations: the same tokens in another order, EN2's ids.
+
+    kind: "own", or "other" where they are of another text altogether.
+    """
+    rng = np.random.default_rng(seed)
+    windows = []
+    for _ in range(n):
+        text, other = rng.permutation(V - 1)[:T], rng.permutation(V - 1)[:T]
+        source = text if kind == "own" else other
+        # word order: within each line the tokens are shuffled
+        first, second = rng.permutation(source[:14]), rng.permutation(source[14:])
+        b = np.concatenate([first, second]) + V
+        windows.append(parallel.Window(text, b, [(14, 14), (T, T)]))
+    return windows
+
+
+def bag_of_words(kind):
+    """A model whose states are embeddings alone: no positions, and blocks that add nothing."""
+    model = planted(kind)
+    with torch.no_grad():
+        model.position.zero_()
+        for block in model.blocks:
+            for p in (block.proj, block.proj_bias, block.down, block.down_bias):
+                p.zero_()
+    return model
+
+
+def test_a_translation_in_another_order_is_found():
+    layers = align.parallel_similarity(bag_of_words("copy"), translation("own"), [], CPU)
+    assert len(layers) == 4
+    for layer in layers:
+        assert layer.keys() == align.PARALLEL_MEASURES.keys() - {"shared"}
+        assert layer["matched"]["value"] == pytest.approx(1, abs=1e-5)
+        assert layer["matched_centred"]["value"] == pytest.approx(1, abs=1e-5)
+        assert layer["line"]["value"] == layer["line_back"]["value"] == 1
+        assert layer["line_cka"]["value"] == pytest.approx(1, abs=1e-5)
+        assert all(entry["above"] for entry in layer.values())
+        # a matching finds something in any two texts
+        assert layer["matched_centred"]["floor"] > 0.15
+
+
+@pytest.mark.parametrize("kind, text", [("stranger", "own"), ("copy", "other")])
+def test_strangers_and_other_texts_are_at_the_floor(kind, text):
+    for layer in align.parallel_similarity(bag_of_words(kind), translation(text), [], CPU):
+        for measure in ("matched", "matched_centred", "line", "line_back"):
+            assert not layer[measure]["above"], measure
+            assert layer[measure]["value"] == pytest.approx(layer[measure]["floor"], abs=0.04)
+
+
+def test_a_model_that_knows_positions_only_finds_no_line():
+    """Lines stand where their translations do; without the mean of each position it is all."""
+    model = bag_of_words("stranger")
+    with torch.no_grad():
+        model.embedding.mul_(1e-3)
+        model.position.normal_()
+    windows = translation("own")
+    layer = align.parallel_similarity(model, windows, [], CPU)[0]
+    assert layer["line"]["value"] < 0.05
+
+    # as it would be if nothing were taken off: a line is told by where it stands
+    firsts = [align.states_of(model, window.a, CPU)[0][:14].mean(0) for window in windows]
+    seconds = [align.states_of(model, window.b, CPU)[0][14:].mean(0) for window in windows]
+    assert align.cosine(firsts[0][None], firsts[1][None]) > 0.99
+    assert abs(align.cosine(firsts[0][None], seconds[1][None])) < 0.9
+
+
+def test_a_token_that_two_languages_share():
+    """Half of the tokens are shared; their states are those of a copy, or of a stranger."""
+    shared = np.arange(0, V, 2)
+    windows = []
+    for window in translation("own", n=200):
+        b = np.where(np.isin(window.b - V, shared), window.b - V, window.b)
+        windows.append(window._replace(b=b))
+    model = bag_of_words("copy")
+    used_alike = align.parallel_similarity(model, windows, shared, CPU)[0]["shared"]
+    assert used_alike["value"] > 0.99 and used_alike["above"]
+    assert abs(used_alike["floor"]) < 0.1
+
+    # states planted: a token's in the second language is that of another one
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, 20, 2000)
+    vectors = torch.randn(20, 32)
+    a, b = vectors[ids], vectors[(ids + 1) % 20]
+    swapped = align.shared_similarity(a, b, ids, ids, np.arange(20))["shared"]
+    assert swapped["value"] < 0.2 and not swapped["above"]
+    # one that is rare in either language does not count
+    rare = np.where(np.arange(2000) < 4, 19, ids % 19)
+    assert align.shared_similarity(a, a, rare, rare, [18, 19]) == {}
+
+
+def test_gradients_of_a_text_and_its_translation_by_hand():
+    model = planted("stranger")
+    windows = translation("own", n=6)
+    sides = [[window[side][:T - 2 * i] for i, window in enumerate(windows)] for side in (0, 1)]
+    measured = align.compare_gradients(model, *sides, (None, None), CPU)
+    assert "embedding" not in measured and "blocks.0.q" in measured
+
+    def by_hand(windows):
+        model.zero_grad()
+        for window in windows:
+            model(torch.from_numpy(window[None])).mean().backward()
+        return model.blocks[1].up.grad.flatten().clone()
+
+    a, b = ([by_hand(side[:3]), by_hand(side[3:])] for side in sides)
+    cosine = F.cosine_similarity
+    expected = {
+        "same": (cosine(a[0], b[0], dim=0) + cosine(a[1], b[1], dim=0)) / 2,
+        "other": (cosine(a[0], b[1], dim=0) + cosine(a[1], b[0], dim=0)) / 2,
+        "within": (cosine(a[0], a[1], dim=0) + cosine(b[0], b[1], dim=0)) / 2,
+        "single": np.mean([cosine(by_hand([x]), by_hand([y]), dim=0).item()
+                           for x, y in zip(*sides)]),
+    }
+    for kind, value in expected.items():
+        assert measured["blocks.1.up"][kind] == pytest.approx(float(value), abs=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------
 # The mean over the pairs of languages
 
 def test_a_summary_is_the_mean_over_the_pairs():
@@ -579,6 +700,45 @@ def test_too_short_a_test_text_is_refused(work, monkeypatch):
     short = SimpleNamespace(corpora=run.corpora, config=run.config, folder=run.folder)
     with pytest.raises(align.BadInput, match=r"has 32 tokens, fewer than two windows of .* \(33\)"):
         align.measure(short)
+
+
+@pytest.fixture(scope="module")
+def real_runs(bilingual):
+    """A run of two real languages, disjoint and anchored."""
+    for vocabulary in ("disjoint", "anchored"):
+        train_here(bilingual, *TINY[1:], *REAL, f"--vocabulary={vocabulary}", "--parallel=both",
+                   "--steps=10", "--dtype=float32", "--context=64", f"--run={vocabulary}")
+    train_here(bilingual, *TINY, "--steps=2", "--dtype=float32", "--run=clones")
+    return bilingual
+
+
+def test_pages_of_real_languages(real_runs, monkeypatch, capsys):
+    monkeypatch.chdir(real_runs)
+    names = ["runs/disjoint", "runs/anchored"]
+    monkeypatch.setattr("sys.argv", ["align.py", *names, "--parallel=both"])
+    align.main()
+    out = capsys.readouterr().out
+    assert "eng-fra: 400 pairs of lines, of which" in out
+    assert "runs/disjoint: eng with fra; each measure beside its floor" in out
+    for name in names:
+        result = json.loads((real_runs / name / "align.json").read_text())
+        layers = result["pairs"]["eng-fra"]["layers"]
+        assert ("shared" in layers[0]) == (name == "runs/anchored")
+        assert (real_runs / name / "align.png").exists()
+    assert (real_runs / "runs/align.png").exists()
+
+
+@pytest.mark.parametrize("options, expected", [
+    (["runs/disjoint"], "the languages of runs/disjoint are real: give lines and their transl"),
+    (["runs/clones", "--parallel=both"], "are clones, which read one text: leave --parallel out"),
+    (["runs/disjoint", "--parallel=nowhere"], "--parallel=nowhere is neither a folder nor a .zip"),
+    (["runs/disjoint", "--parallel=german"], "the parallel text german has no fra"),
+])
+def test_bad_input_of_real_languages_is_one_line(real_runs, options, expected, monkeypatch, capsys):
+    monkeypatch.chdir(real_runs)
+    for language in ("eng", "deu"):
+        write_corpus(real_runs / "german" / language, documents=1, sentences=50, seed=5)
+    assert expected in fails(align.main, options, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("options, expected", [

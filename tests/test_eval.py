@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import fails, train_here, write_corpus
+from conftest import REAL, TINY, fails, train_here, write_corpus
 
 import clone
 import data
@@ -360,6 +360,29 @@ def test_the_law_is_of_the_best_monolingual_setting_at_each_number_of_tokens():
     assert all(value < 0.5 for value in teff[32])
 
 
+def test_each_real_language_has_its_own_law():
+    """French is 1.5 times as hard. Both languages of a run are as good as on twice its tokens."""
+    results = []
+    for digest, times in {"e": 1, "f": 1.5}.items():
+        for n in np.geomspace(1e7, 1e9, 6):
+            run = mono(n, times * planted_law(n), corpus="x", data_sha256=digest)
+            results.append((None, *run))
+    both = SimpleNamespace(languages=2, batch_size=32, lr=1e-3, corpus=["eng", "fra"],
+                           vocabulary="anchored", data_sha256=["e", "f"])
+    languages = [{"name": "eng", "tokens_seen": 9e7, "ppl": planted_law(2 * 9e7)},
+                 {"name": "fra", "tokens_seen": 2e7, "ppl": 1.5 * planted_law(2 * 2e7)}]
+    results.append((None, both, {"languages": languages}))
+    remarks = eval_.add_efficiency(results)
+    assert [language["teff"] for language in languages] == pytest.approx([2, 2], rel=0.01)
+    assert languages[1]["mlpe"] == pytest.approx(1.5 * planted_law(2e7), rel=0.01)
+    assert [remark[:16] for remark in remarks] == ["eng: monolingual", "fra: monolingual"]
+
+    # without French runs there is English's only
+    remarks = eval_.add_efficiency([*results[:6], results[-1]])
+    assert "teff" in languages[0] and "teff" not in languages[1]
+    assert remarks[1].startswith("fra: no token efficiency for 1 of the runs")
+
+
 def test_planted_efficiency_comes_out():
     """Two languages, as good as monolingual models of 2 and of 0.8 times their tokens."""
     results = [(None, *mono(n, planted_law(n))) for n in np.geomspace(1e7, 1e9, 12)]
@@ -552,6 +575,35 @@ def test_a_run_is_evaluated_on_its_test_text_with_what_it_was_asked_for(work, mo
     assert eval_.load_result(run, 5, 1000) is None
     (work / "runs/both/eval.json").unlink()
     assert eval_.load_result(run, 5, 1000) is None
+
+
+def test_runs_of_real_languages_stand_in_one_table(bilingual, monkeypatch, capsys):
+    options = [*TINY[1:], "--dtype=float32", "--parallel=both"]
+    train_here(bilingual, *options, *REAL, "--ratio=0.7", "--steps=8", "--run=eng-fra")
+    for name, corpus in {"eng": "books", "fra": "livres"}.items():
+        for steps in (2, 4, 8):
+            train_here(bilingual, *options, f"--corpus={corpus}", "--languages=1",
+                       f"--steps={steps}", f"--run={name}{steps}")
+    monkeypatch.chdir(bilingual)
+    names = ["eng-fra", *(f"{name}{steps}" for name in ("eng", "fra") for steps in (2, 4, 8))]
+    monkeypatch.setattr("sys.argv", ["eval.py", *names])
+    eval_.main()
+    out = capsys.readouterr().out
+    assert "eng: monolingual law" in out and "fra: monolingual law" in out
+    assert "Code-switching" not in out
+
+    # each language is scored on its own test text, in its own ids
+    run, = runs.open_runs(["eng-fra"], CPU)
+    result = json.loads((bilingual / "runs/eng-fra/eval.json").read_text())
+    for language, text, row in zip(result["languages"], run.texts("test"), run.table):
+        losses = eval_.score(run.model, text, row, 16, 4, CPU, eval_.TEST_TOKENS)
+        assert language["loss"] == pytest.approx(np.nanmean(losses))
+    assert len(run.texts("test")[0]) != len(run.texts("test")[1])
+    assert [language["name"] for language in result["languages"]] == ["eng", "fra"]
+
+    # and train.py says the same of a run beside which they lie
+    out = train_here(bilingual, *options, *REAL, "--ratio=0.7", "--steps=8", "--run=again")
+    assert "monolingual   TEff" in out and "between 6 runs" in out
 
 
 def test_a_run_that_is_given_twice_counts_once():

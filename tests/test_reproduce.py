@@ -62,7 +62,7 @@ def test_the_time_left_counts_what_is_begun_but_not_finished():
 def test_the_order_leaves_the_most_when_it_is_stopped_early(tmp_path):
     names = list(reproduce.grid("nano"))
     main = report.tables("nano")["main"].runs
-    todo = reproduce.plan("nano", names, 2, {})
+    todo = reproduce.plan(report.tables("nano"), names, 2, {})
     assert len(todo) == 2 * len(names) == len(set(todo))
 
     # the main table first, for all seeds; then the others, seed by seed
@@ -77,7 +77,8 @@ def test_the_order_leaves_the_most_when_it_is_stopped_early(tmp_path):
     result = json.loads(changed.read_text())
     result["config"]["lr"] = 1.0
     changed.write_text(json.dumps(result))
-    left = reproduce.plan("nano", names, 2, reproduce.read(tmp_path, "nano", "float32"))
+    left = reproduce.plan(report.tables("nano"), names, 2,
+                          reproduce.read(tmp_path, "nano", "float32"))
     assert set(todo) - set(left) == {
         ("ratio0.9", 0), ("ratio0.9", 1), ("mono100", 1), ("ten-hub", 0), ("ten-hub", 1)}
     assert left == [run for run in todo if run in left]  # in the same order
