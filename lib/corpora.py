@@ -628,6 +628,8 @@ def overlap(a, b):
 
     and both hashes of the smaller one, 2 and 9, are in the other: 2 / 2 = 1.
     """
+    if not a & b:
+        return 0.0
     limit = min(max(a), max(b))
     a = {value for value in a if value <= limit}
     b = {value for value in b if value <= limit}

@@ -172,7 +172,8 @@ def do(out, scale, name, options, seed, threads, running):
     """Train, evaluate and align one run, or go on with it, and write its JSON.
 
     options: of train.py. Real languages without a parallel text are not aligned. Returns what went
-    wrong, in a line, or None. threads: {"OMP_NUM_THREADS": ...} or nothing. running: a set that holds the process for as long as it runs.
+    wrong, in a line, or None. threads: {"OMP_NUM_THREADS": ...} or nothing. running: a set that
+    holds the process for as long as it runs.
     """
     run_name = f"{scale}-{out.name}-{name}-seed{seed}"
     folder, log = Path("runs") / run_name, Path("runs") / f"{run_name}.txt"
