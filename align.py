@@ -695,7 +695,8 @@ def main():
     args, _ = parser.parse()
 
     summaries = {}  # by folder
-    for run in runs.open_runs(args.runs, pick_device(args.device), 2, args.corpus):
+    opened = runs.open_runs(args.runs, pick_device(args.device), 2, args.corpus, args.parallel)
+    for run in opened:
         check_parallel(run, args.parallel)
         result = measure(run, args.parallel)
         write_json(run.folder / "align.json", result)

@@ -214,8 +214,8 @@ def read_config(folder):
 def old_folder(name, given):
     """The folder of an existing run, and its config.
 
-    What is given on the command line must agree with it, but for --corpus, which may say where the
-    text is now: whether it is the same text is seen when it is opened. Raises BadInput.
+    What is given on the command line must agree with it, but for --corpus and --parallel, which may
+    say where the text is now: whether it is the same is seen when it is opened. Raises BadInput.
     """
     if name is None:
         raise BadInput("--resume goes with --run=NAME")
@@ -224,7 +224,7 @@ def old_folder(name, given):
     for key, value in given.items():
         was = getattr(config, key, None)
         decided_then = key == "dtype" and value == "auto"
-        if key not in NOT_OF_THE_RUN | {"corpus"} and was != value and not decided_then:
+        if key not in NOT_OF_THE_RUN | {"corpus", "parallel"} and was != value and not decided_then:
             raise BadInput(f"--{key}={value}, but {folder} is of another configuration: "
                            f"{key}={was}; leave the option out, or start a new run")
     return folder, config
@@ -246,21 +246,25 @@ def per_corpus(value):
     return value if isinstance(value, list) else [value]
 
 
-def open_corpora(folder, config, corpus=None):
+def open_corpora(folder, config, corpus=None, parallel=None):
     """The manifest of the corpus of each language of a run [N].
 
     What was prepared for it is looked for in data/, by its hash: so a run can be opened when its
     text has moved, or a package was upgraded. If it is no longer there it is prepared again, from
-    `corpus`, one or a list, or from where the text was. Raises BadInput if the text is no longer
-    what it was.
+    `corpus`, one or a list, or from where the text was; so is the parallel text that was kept out
+    of it. Raises BadInput if the text is no longer what it was.
     """
+    if not hasattr(config, "parallel"):  # nothing was kept out
+        parallel = None
+    elif parallel is None:
+        parallel = config.parallel
     manifests = []
     for source, files in zip(per_corpus(config.corpus), per_corpus(config.data_sha256)):
         manifest = data.find(files)
         candidates = per_corpus(corpus or source) if manifest is None else []
         for candidate in candidates:
             found = data.prepare(clone.split_name(candidate)[1], config.vocab_size,
-                                 config.tokenizer, getattr(config, "parallel", None))
+                                 config.tokenizer, parallel)
             if found["files"] == files:
                 manifest = found
         if manifest is None:
@@ -321,12 +325,13 @@ def load_checkpoint(folder, config):
     return state
 
 
-def open_runs(names, device, minimum=1, corpus=None):
+def open_runs(names, device, minimum=1, corpus=None, parallel=None):
     """Yield a Run for each finished run, given as runs/NAME or NAME, its model ready to be read.
 
-    corpus: where their text is now, if it is not where it was (open_corpora). Everything is checked
-    before the first is yielded. Raises BadInput for a run that is not there, not finished, without
-    a checkpoint, of another corpus than the first one's, or of fewer languages than the minimum.
+    corpus, parallel: where their text is now, if not where it was (open_corpora). Everything is
+    checked before the first is yielded. Raises BadInput for a run that is not there, not finished,
+    without a checkpoint, of another corpus than the others', or of fewer languages than the
+    minimum.
     """
     found = []
     for name in names:
@@ -348,7 +353,7 @@ def open_runs(names, device, minimum=1, corpus=None):
         raise BadInput(f"{' '.join(names)}: expected folders of runs")
     check_one_text(found)
     for folder, config in found:
-        corpora = open_corpora(folder, config, corpus)
+        corpora = open_corpora(folder, config, corpus, parallel)
         table = make_table(config, corpora)
         state = load_checkpoint(folder, config)
         model = make_model(config, device)

@@ -297,7 +297,8 @@ def open_run(args, given):
 
     with ddp.one_before_the_others():
         if folder:
-            corpora = runs.open_corpora(folder, config, given.get("corpus"))
+            corpora = runs.open_corpora(folder, config, given.get("corpus"),
+                                        given.get("parallel"))
         else:
             corpora = clone.open_corpora(config.corpus, config.languages, config.vocab_size,
                                          config.tokenizer, getattr(config, "parallel", None))
@@ -356,6 +357,8 @@ def begin(run, resume, texts):
             leftover.unlink()
         runs.trim_log(run.folder, run.step)
         print_headline(run)
+        if not run.clones:
+            print_shared(run, texts)
         print_text_use(run, texts)
 
 
@@ -369,6 +372,16 @@ def print_headline(run):
         f"{config.vocab_size:,} ids, {config.steps:,} steps of "
         f"{config.batch_size} x {config.context} tokens, {config.optimizer}, {config.dtype} on "
         f"{run.device.type}{processes}{going_on}")
+
+
+def print_shared(run, texts):
+    """How many ids real languages share, and how much of each one's text that is."""
+    V = run.config.vocab_size
+    counts = [data.count_tokens(text, V) for text in texts]
+    shares = []
+    for name, (n, share) in zip(run.names, clone.shared_tokens(run.table, counts)):
+        shares.append(f"{n:,} of {name}'s {V:,} ids, {share:.1%} of its text")
+    say(f"{run.config.vocabulary} vocabularies; shared: {'; '.join(shares)}")
 
 
 def print_text_use(run, texts):
