@@ -18,9 +18,12 @@ Then the cosine of the two languages' loss gradients (paper: Gradient similarity
 token's embedding and its clone's (paper: Embedding similarity).
 
 A translation has other tokens, in another order. So for real languages tokens are matched, and
-lines are compared whole (parallel.py); the floors are those of texts that do not translate each
-other.
+lines are compared whole (parallel.py). The floors are of windows, and of lines, that do not
+translate each other and are about as long; and that of shared tokens, of different tokens.
 """
+from collections import Counter
+from functools import partial
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -30,7 +33,7 @@ import data
 import parallel
 import runs
 from lib import plots
-from lib.cli import BadInput, Parser, progress, run_main, write_json
+from lib.cli import BadInput, Parser, plural, progress, run_main, write_json
 from lib.plots import MEASURES, PARALLEL_MEASURES  # {key: what tables and pictures call it}
 from model import pick_device
 
@@ -39,9 +42,11 @@ STATES = 2048  # of them kept: for the cosines and retrieval
 GRADIENTS = ("single", "same", "other", "within")  # the kinds of gradient_similarity
 SEQUENCES = 500  # for the gradient cosine of single sequences, as many as the paper's
 SHUFFLES = 8  # of the pairs, for the floor
-# of a parallel text: tokens whose windows are matched, lines, windows for the gradients
-MATCHED_TOKENS, LINES, PARALLEL_WINDOWS = 8192, 1000, 500
-MATCHINGS = 4  # of shuffled windows, for the floor: a matching takes a while
+# of a parallel text: about how many tokens of a side are matched, and how many the lines have that
+# are compared; windows for the gradients
+MATCHED_TOKENS, LINE_TOKENS, GRADIENT_WINDOWS = 8192, 65536, 500
+MATCHINGS = 4  # with other windows, for the floor: a matching takes a while
+ABOUT_AS_LONG = 10  # lines that are shuffled among one another, those next to each other in length
 USES = 5  # a token counts as used in a language if it is there as often
 # a measure is above its floor if by more than this, and by more than 5 standard deviations of the
 # shuffles
@@ -382,95 +387,120 @@ def parallel_similarity(model, windows, shared, device, say=None):
     windows: of parallel.pack. shared: the ids that both languages have, [] if none. Returns
     [{measure: against_floor(...)}], a dict a layer. say: called with the share that is done.
     """
-    to_match = spread(windows, MATCHED_TOKENS // model.config["context"])
-    tokens = []  # of both sides: the states of each window, a list a layer
-    for side in (0, 1):
-        tokens.append(list(zip(*(states_of(model, window[side], device) for window in to_match))))
+    n_layers = len(model.blocks) + 1
+    # windows to match, in order of their length: so neighbours are about as long
+    to_match = evenly(windows, MATCHED_TOKENS // model.config["context"])
+    to_match.sort(key=lambda window: len(window.a) + len(window.b))
+    tokens_a = states_of(model, [window.a for window in to_match], device)
+    tokens_b = states_of(model, [window.b for window in to_match], device)
     ids_a, ids_b = (np.concatenate([window[side] for window in to_match]) for side in (0, 1))
 
-    with_lines = spread(windows, LINES)  # a line each, or more
-    lines = [mean_states(model, with_lines, side, device) for side in (0, 1)]
+    with_lines = evenly(windows, LINE_TOKENS // model.config["context"])
+    lines_a, lines_b = (mean_states(model, with_lines, side, device) for side in (0, 1))
+    lengths = line_lengths(with_lines)
 
     result = []
-    for layer, (a, b) in enumerate(zip(*tokens)):
-        result.append(matched_similarity(a, b) | line_similarity(lines[0][layer], lines[1][layer]))
+    for layer in range(n_layers):
+        a, b = tokens_a[layer], tokens_b[layer]
+        measures = matched_similarity(a, b)
+        measures |= line_similarity(lines_a[layer], lines_b[layer], lengths)
         if len(shared):
-            result[-1] |= shared_similarity(torch.cat(a), torch.cat(b), ids_a, ids_b, shared)
+            measures |= shared_similarity(torch.cat(a), torch.cat(b), ids_a, ids_b, shared)
+        result.append(measures)
         if say:
-            say((layer + 1) / len(tokens[0]))
+            say((layer + 1) / n_layers)
     return result
 
 
-def states_of(model, ids, device):
-    """The residual stream of one window, ids [T], after the embedding and every layer: [T, D]."""
-    stream = model.residual_stream(torch.from_numpy(ids[None]).to(device))
-    return [x[0].float().cpu() for x in stream]
+def evenly(windows, n):
+    """n of the windows, or all if there are fewer, spread evenly over the text."""
+    return [windows[i] for i in np.unique(np.linspace(0, len(windows) - 1, n).astype(int))]
+
+
+def states_of(model, sides, device):
+    """The residual stream of one side of windows, each ids [Ti]: a list of [Ti, D] a layer."""
+    of_layer = [[] for _ in range(len(model.blocks) + 1)]
+    for ids in sides:
+        stream = model.residual_stream(torch.from_numpy(ids[None]).to(device))
+        for states, x in zip(of_layer, stream):
+            states.append(x[0].float().cpu())
+    return of_layer
 
 
 def mean_states(model, windows, side, device):
     """The mean state of each line of windows, on one side of them: [lines, D] for each layer.
 
-    A line stands where its translation does, and is about as long. So that a model which knows
-    positions and nothing else finds nothing, the mean state at each position is taken off first.
+    A line stands where its translation does. So that this alone does not tell them, the mean state
+    at each position is taken off first.
     """
-    n_layers, T, D = len(model.blocks) + 1, model.config["context"], model.config["d_model"]
-    means = [[] for _ in range(n_layers)]
-    at_position, counts, places = torch.zeros(n_layers, T, D), torch.zeros(T), []
-    for window in windows:
-        ends = [end[side] for end in window.ends]
-        spans = list(zip([0, *ends[:-1]], ends))
-        places += spans
-        counts[:ends[-1]] += 1
-        for layer, states in enumerate(states_of(model, window[side], device)):
-            at_position[layer, :ends[-1]] += states
-            means[layer] += [states[start:end].mean(0) for start, end in spans]
-
-    at_position /= counts.clamp(min=1)[:, None]
     result = []
-    for layer in range(n_layers):
-        off = [at_position[layer, start:end].mean(0) for start, end in places]
-        result.append(torch.stack(means[layer]) - torch.stack(off))
+    for states in states_of(model, [window[side] for window in windows], device):
+        longest = max(len(x) for x in states)
+        at_position, times = torch.zeros(longest, states[0].shape[1]), torch.zeros(longest, 1)
+        for x in states:
+            at_position[:len(x)] += x
+            times[:len(x)] += 1
+        at_position /= times
+
+        means = []
+        for x, window in zip(states, windows):
+            start = 0
+            for end in (ends[side] for ends in window.ends):
+                means.append((x[start:end] - at_position[start:end]).mean(0))
+                start = end
+        result.append(torch.stack(means))
     return result
 
 
-def spread(windows, n):
-    """n of the windows, or all if there are fewer, spread evenly over the text."""
-    return [windows[i] for i in np.unique(np.linspace(0, len(windows) - 1, n).astype(int))]
+def line_lengths(windows):
+    """How many tokens each line of windows has, on the first side [lines]."""
+    lengths = []
+    for window in windows:
+        ends = [0, *(end for end, _ in window.ends)]
+        lengths += np.diff(ends).tolist()
+    return torch.tensor(lengths)
 
 
 def matched_similarity(a, b):
     """Mean cosine of the tokens of windows with those of their translations that they go with best.
 
-    a, b: the states of both sides, a list of [Ta, D] and one of [Tb, D]. They are matched by
-    parallel.match, raw and after each language's mean is taken off. A matching finds something in
-    any two texts: so the floor, of windows and the translations of others, is high.
+    a, b: the states of both sides, a list of [Ta, D] and one of [Tb, D], shortest windows first.
+    Raw, and after each language's mean is taken off. A matching finds something in any two texts,
+    and more in longer ones: so the floor is high, and of windows that are about as long.
     """
-    mean_a, mean_b = torch.cat(a).mean(0), torch.cat(b).mean(0)
-    n = len(a)
-    shifts = np.unique(np.linspace(1, max(n - 1, 1), MATCHINGS).astype(int))  # of the other sides
+    centred_a = [x - torch.cat(a).mean(0) for x in a]
+    centred_b = [x - torch.cat(b).mean(0) for x in b]
     result = {}
-    for measure, (off_a, off_b) in {"matched": (0, 0), "matched_centred": (mean_a, mean_b)}.items():
-        unit_a = [F.normalize(x - off_a, dim=1) for x in a]
-        unit_b = [F.normalize(x - off_b, dim=1) for x in b]
-
-        def mean_cosine(shift, unit_a=unit_a, unit_b=unit_b):
-            cosines = []
-            for i in range(n):
-                weights = (unit_a[i] @ unit_b[(i + shift) % n].T).double().numpy()
-                cosines.append(weights[parallel.match(weights)].mean())
-            return np.mean(cosines)
-
-        result[measure] = against_floor(mean_cosine(0), [mean_cosine(s) for s in shifts])
+    for measure, sides in (("matched", (a, b)), ("matched_centred", (centred_a, centred_b))):
+        floors = [matched_cosine(*sides, shift) for shift in range(1, MATCHINGS + 1)]
+        result[measure] = against_floor(matched_cosine(*sides, 0), floors)
     return result
 
 
-def line_similarity(a, b):
+def matched_cosine(a, b, shift):
+    """Mean over windows of the mean cosine of matched tokens (parallel.match).
+
+    Each window of a [Ta, D] is matched with its own of b [Tb, D], or with one that stands `shift`
+    places from it.
+    """
+    cosines = []
+    for i in range(len(a)):
+        j = i + shift if i + shift < len(b) else i - shift
+        weights = F.normalize(a[i], dim=1) @ F.normalize(b[j], dim=1).T
+        cosines.append(weights.numpy()[parallel.match(weights)].mean())
+    return np.mean(cosines)
+
+
+def line_similarity(a, b, lengths):
     """How alike are lines and their translations? a, b [lines, D]: the mean state of each.
 
-    Is the nearest line of the other language, by centred cosine, the translation? And linear CKA.
+    Is the nearest line of the other language, by centred cosine, the translation? And linear CKA. A
+    long line and a short one differ in any language, since the end of a line is a larger part of
+    the short one: so the floor is of lines that are about as long; lengths [lines].
     """
     rng = torch.Generator().manual_seed(0)
-    orders = [torch.randperm(len(a), generator=rng) for _ in range(SHUFFLES)]
+    rank = lengths.argsort(stable=True).argsort()  # by length: 0 is the shortest
+    orders = [shuffled(rank // ABOUT_AS_LONG, rng) for _ in range(SHUFFLES)]
     cka = StreamingCKA()
     cka.add(a, b, orders)
     return {
@@ -549,38 +579,49 @@ def measure_real(run, parallel_text):
     """
     progress(f"{run.folder}: is any of the parallel text among its training documents?")
     n_documents = parallel.check_held_out(run, parallel_text)
-    pairs, tokens = {}, 0
+    progress("")
+    print(f"{run.folder}: none of its {n_documents} training documents is in the parallel text")
+
+    pairs = {}
     for l in range(1, len(run.table)):
         names, rows = [run.names[0], run.names[l]], [run.table[0], run.table[l]]
-        documents = parallel.read_pairs(parallel_text, names)
-        windows, n_pairs, packed = parallel.pack(
-            documents, [run.encoders[0], run.encoders[l]], rows, run.config.context)
-        if len(windows) < 8:
-            raise BadInput(f"the parallel text {parallel_text} has {len(windows)} windows of pairs "
-                           f"that fit {run.config.context} tokens: expected eight or more")
         name = "-".join(names)
-        progress("")
-        print(f"{run.folder}: {name}: {n_pairs:,} pairs of lines, of which {packed:,} fit a window "
-              f"of {run.config.context} tokens, in {len(windows):,} windows; none of them is among "
-              f"the {n_documents} training documents")
+        windows = open_windows(run, parallel_text, names, [run.encoders[0], run.encoders[l]], rows)
 
         def say(share, name=name):
             progress(f"{run.folder}: {name}, hidden states {share:.0%}")
 
-        shared = np.intersect1d(*rows)
-        layers = parallel_similarity(run.model, windows, shared, run.device, say)
+        layers = parallel_similarity(run.model, windows, np.intersect1d(*rows), run.device, say)
         progress(f"{run.folder}: {name}, gradients")
-        some = spread(windows, PARALLEL_WINDOWS)
-        sides = [[window[side] for window in some if min(len(window.a), len(window.b)) > 1]
-                 for side in (0, 1)]
+        some = [window for window in evenly(windows, GRADIENT_WINDOWS)
+                if min(len(window.a), len(window.b)) > 1]  # of one token there is no loss
+        sides = [window.a for window in some], [window.b for window in some]
         pairs[name] = {
             "layers": layers,
             "gradients": compare_gradients(run.model, *sides, (None, None), run.device),
             "embeddings": {},
+            "lines": len(line_lengths(evenly(windows, LINE_TOKENS // run.config.context))),
         }
-        tokens += sum(len(window.a) for window in windows)
     progress("")
-    return {"tokens": tokens, "pairs": pairs}
+    return {"pairs": pairs}
+
+
+def open_windows(run, parallel_text, names, encoders, rows):
+    """The windows of a parallel text in two languages of a run; says how many there are.
+
+    Raises BadInput for fewer than eight.
+    """
+    passed_over = Counter()
+    documents = parallel.read_pairs(parallel_text, names, passed_over)
+    windows, n_pairs, packed = parallel.pack(documents, encoders, rows, run.config.context)
+    if len(windows) < 8:
+        raise BadInput(f"the parallel text {parallel_text} has {len(windows)} windows of pairs "
+                       f"that fit {run.config.context} tokens: expected eight or more")
+    lone = passed_over.total()
+    over = f" ({plural(lone, 'file')} passed over, without a translation)" if lone else ""
+    print(f"{'-'.join(names)}: {n_pairs:,} pairs of lines{over}; {packed:,} of them fit a window "
+          f"of {run.config.context} tokens, in {len(windows):,} windows")
+    return windows
 
 
 def mean_over(entries):
@@ -607,7 +648,8 @@ def summary(result):
     pairs = list(result["pairs"].values())
     layers = []
     for of_layer in zip(*(pair["layers"] for pair in pairs)):
-        layers.append({m: mean_over([layer[m] for layer in of_layer]) for m in of_layer[0]})
+        measures = [m for m in of_layer[0] if all(m in layer for layer in of_layer)]
+        layers.append({m: mean_over([layer[m] for layer in of_layer]) for m in measures})
 
     gradients = {}
     for tensor in pairs[0]["gradients"]:
@@ -651,7 +693,7 @@ def print_table(folder, languages, of_run):
     """The page in words; languages: ["EN1", "EN2", ...], of_run: summary(...)."""
     clones = "matched" not in of_run["layers"][0]
     words = MEASURES if clones else PARALLEL_MEASURES
-    floor = "shuffled pairs" if clones else "texts that do not translate each other"
+    floor = "shuffled pairs" if clones else "other texts, about as long"
     print(f"\n{folder}: {languages[0]} with {', '.join(languages[1:])}; each measure beside its "
           f"floor ({floor}), * where it is clearly above it")
     print("layer   " + "".join(f"{HEADS[m]:18}" for m in of_run["layers"][0]))
@@ -662,7 +704,8 @@ def print_table(folder, languages, of_run):
               "best, by a matching\nline retr.: how often is the nearest line of the other "
               "language, by its mean state, the translation?")
         if "shared" in of_run["layers"][0]:
-            print("shared tokens: centred cosine of the use of a token in the two languages")
+            print("shared tokens: centred cosine of a token's mean states in the two languages; "
+                  "its floor is of different tokens")
 
     gradient = of_run["gradient"]
     other = "EN1 and other" if clones else "the two languages"
@@ -695,9 +738,9 @@ def main():
     args, _ = parser.parse()
 
     summaries = {}  # by folder
-    opened = runs.open_runs(args.runs, pick_device(args.device), 2, args.corpus, args.parallel)
+    opened = runs.open_runs(args.runs, pick_device(args.device), 2, args.corpus, args.parallel,
+                            partial(check_parallel, parallel_text=args.parallel))
     for run in opened:
-        check_parallel(run, args.parallel)
         result = measure(run, args.parallel)
         write_json(run.folder / "align.json", result)
         summaries[run.folder] = summary(result)
@@ -715,13 +758,14 @@ def main():
         print(f"{path} compares the runs")
 
 
-def check_parallel(run, parallel_text):
+def check_parallel(folder, config, parallel_text):
     """Raise BadInput unless a parallel text is given for real languages, and none for clones."""
-    if run.clones and parallel_text:
-        raise BadInput(f"the languages of {run.folder} are clones, which read one text: "
+    clones = runs.are_clones(config)
+    if clones and parallel_text:
+        raise BadInput(f"the languages of {folder} are clones, which read one text: "
                        "leave --parallel out")
-    if not run.clones and not parallel_text:
-        raise BadInput(f"the languages of {run.folder} are real: give lines and their "
+    if not clones and not parallel_text:
+        raise BadInput(f"the languages of {folder} are real: give lines and their "
                        "translations, --parallel=PATH")
 
 

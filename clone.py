@@ -8,12 +8,14 @@ A language is a token stream, and the ids that its tokens have in the model. Clo
 statistics and meaning, but no token: all have one stream, and language l (EN2 for l = 1) has every
 id shifted by l * V (paper: Cloning). Real languages have a stream and a tokeniser each.
 
-A stream is cut into windows of context + 1 tokens. Each window is in one language, drawn by the
-shares that --ratio gives. It is drawn once for the whole run: in a later epoch the window is in the
-same language again, so that no text is read in two.
+A stream is cut into windows of context + 1 tokens, and --ratio gives the languages' shares of them.
+Which clone a window is read in is drawn once for the whole run: in a later epoch it is in the same
+language again, so that no text is read in two. For real languages it is drawn for each sequence of
+the run which stream it reads on, and each stream has its own epochs.
 
-Batches are a pure function of (seed, step): so resuming needs no state, processes never overlap,
-and two runs that differ in ratio only see the same text in the same order.
+Batches are a pure function of (seed, step): so resuming needs no state, and processes never
+overlap. Two runs that differ in ratio only see the same text in the same order: of clones all of
+it, of real languages each stream, the one further and the other less far.
 """
 import re
 from functools import lru_cache
@@ -171,25 +173,16 @@ def language_names(corpus, languages):
     its path: language_names(["ELTeC-eng-1.0.1.zip", "fr=novels/"], 2) -> ["eng", "fr"].
     """
     if isinstance(corpus, str):
-        name = split_name(corpus)[0] or "EN"
+        name = data.split_name(corpus)[0] or "EN"
         return [f"{name}{l + 1}" for l in range(languages)]
 
-    names = [split_name(c)[0] or short_name(c) for c in corpus]
+    names = [data.split_name(c)[0] or short_name(c) for c in corpus]
     for name in names:
         if names.count(name) > 1:
-            again = " ".join(f"--corpus=NAME={split_name(c)[1]}" for c in corpus)
+            again = " ".join(f"--corpus=NAME={data.split_name(c)[1]}" for c in corpus)
             raise BadInput(f"two languages would be called {name}: give each a name of its own of "
                            f"two or three letters, {again}")
     return names
-
-
-def split_name(corpus):
-    """The name that is given to a language, and its corpus: "fra=a.txt" -> ("fra", "a.txt").
-
-    Without a name: "a.txt" -> (None, "a.txt").
-    """
-    found = re.fullmatch("([a-z]{2,3})=(.+)", corpus)
-    return found.groups() if found else (None, corpus)
 
 
 def short_name(corpus):
@@ -221,8 +214,8 @@ def open_corpora(corpus, languages, vocab_size, tokenizer, parallel=None):
     corpus: one, or a list. Raises BadInput.
     """
     if isinstance(corpus, str):
-        return [data.prepare(split_name(corpus)[1], vocab_size, tokenizer, parallel)] * languages
-    return [data.prepare(split_name(c)[1], vocab_size, tokenizer, parallel) for c in corpus]
+        return [data.prepare(corpus, vocab_size, tokenizer, parallel)] * languages
+    return [data.prepare(c, vocab_size, tokenizer, parallel) for c in corpus]
 
 
 def open_texts(corpora, split):
@@ -381,16 +374,11 @@ def find_streams(texts):
     Clones: one stream, of all languages. find_streams([a, a]) -> [a], [[0, 1]]; of two real
     languages, find_streams([a, b]) -> [a, b], [[0], [1]].
     """
-    streams, speakers = [], []
+    streams, speakers = {}, {}  # by the identity of the text
     for lang, text in enumerate(texts):
-        for stream, langs in zip(streams, speakers):
-            if stream is text:
-                langs.append(lang)
-                break
-        else:
-            streams.append(text)
-            speakers.append([lang])
-    return streams, [np.array(langs) for langs in speakers]
+        streams[id(text)] = text
+        speakers.setdefault(id(text), []).append(lang)
+    return list(streams.values()), [np.array(langs) for langs in speakers.values()]
 
 
 def read_in_two_languages(n, stages, batch_size, steps, seed):
@@ -456,7 +444,7 @@ def resolve(args):
 
 def check_real_languages(args):
     """Raise BadInput unless the options fit several --corpus."""
-    sources = [split_name(corpus)[1] for corpus in args.corpus]
+    sources = [data.split_name(corpus)[1] for corpus in args.corpus]
     for source in sources:
         if sources.count(source) > 1:
             raise BadInput(f"--corpus={source} is given twice: real languages need a text each; "
@@ -467,6 +455,8 @@ def check_real_languages(args):
     if args.cloned not in (None, 1):
         raise BadInput(f"--cloned={args.cloned} is of clones; of real languages "
                        "--vocabulary=anchored shares the tokens that are spelt the same")
+    if args.anchor_seed:
+        raise BadInput(f"--anchor_seed={args.anchor_seed} is of clones: leave it out")
     language_names(args.corpus, len(sources))  # raises if two have one name
 
 
@@ -480,15 +470,35 @@ def show_sentence(names, sentence, enc, table):
               + f"   decoded: {spell(ids, [enc] * N, V)}")
 
 
-def show_shared(names, vocabularies, table, counts):
-    """Which tokens real languages share, and ten examples: those that are read most."""
+def show_real_languages(names, corpora, texts, table):
+    """Which tokens they share, and ten examples: those that the first language reads most."""
+    counts = [data.count_tokens(text, table.shape[1]) for text in texts]
+    print(f"\n{len(np.unique(table)):,} ids in all")
     for name, (n, share) in zip(names, shared_tokens(table, counts)):
         print(f"{name}: {len(table[0]):,} ids, {n:,} of them shared: {share:.1%} of its running "
               "text")
-    often = sorted(range(len(counts[0])), key=lambda i: -counts[0][i])
-    common = [i for i in often if table[0][i] in table[1:]][:10]
-    words = [repr(vocabularies[0][i].decode(errors="replace")) for i in common]
-    print(f"shared, the most frequent in {names[0]}: {'  '.join(words) or 'none'}\n")
+
+    most_read = np.argsort(-counts[0], kind="stable")
+    shared = most_read[np.isin(table[0][most_read], table[1:])]
+    spellings = token_bytes(encoder(corpora[0]))
+    examples = [repr(spellings[i].decode(errors="replace")) for i in shared[:10]]
+    print(f"shared, the most frequent in {names[0]}: {'  '.join(examples) or 'none'}\n")
+
+
+def show_clones(names, corpus, texts, table, stages, seed):
+    """A sentence in each language, and a check of the first batches."""
+    enc, V = encoder(corpus), corpus["vocab_size"]
+    shared, share = anchor_points(table, data.count_tokens(texts[0], V))
+    print(f"\n{V:,} ids a language, {len(np.unique(table)):,} in all; {shared:,} of them are "
+          f"anchor points, shared by all languages: {share:.1%} of the running text\n")
+    show_sentence(names, enc.encode_ordinary("The main language helps the other one."), enc, table)
+
+    steps, batch_size, context = 200, 64, 128
+    batch = make_batches(texts, table, stages, context, batch_size, steps, seed)
+    print(f"\nthe first {steps} batches of {batch_size} sequences, ids shifted back; distance: "
+          "total variation between a language's token\ndistribution and EN1's, from 0 (the same) "
+          "to 1 (no token in common), beside what two random samples of one text have")
+    check_batches(names, batch, table, steps, seed)
 
 
 def check_batches(names, batch, table, steps, seed):
@@ -531,28 +541,11 @@ def main():
     names = language_names(args.corpus, languages)
     corpora = open_corpora(args.corpus, languages, args.vocab_size, args.tokenizer, args.parallel)
     table = make_table(corpora, args.corpus, args.cloned, args.anchor_seed, args.vocabulary)
-    enc, V = encoder(corpora[0]), corpora[0]["vocab_size"]
     texts = open_texts(corpora, "train")
-
     if isinstance(args.corpus, list):
-        print(f"\n{len(np.unique(table)):,} ids in all")
-        vocabularies = [token_bytes(encoder(corpus)) for corpus in corpora]
-        counts = [data.count_tokens(text, V) for text in texts]
-        show_shared(names, vocabularies, table, counts)
+        show_real_languages(names, corpora, texts, table)
     else:
-        shared, share = anchor_points(table, data.count_tokens(texts[0], V))
-        print(f"\n{V:,} ids a language, {len(np.unique(table)):,} in all; {shared:,} of them are "
-              f"anchor points, shared by all languages: {share:.1%} of the running text\n")
-        show_sentence(names, enc.encode_ordinary("The main language helps the other one."), enc,
-                      table)
-
-    if isinstance(args.corpus, str):
-        steps, batch_size, context = 200, 64, 128
-        batch = make_batches(texts, table, stages, context, batch_size, steps, args.seed)
-        print(f"\nthe first {steps} batches of {batch_size} sequences, ids shifted back; distance: "
-              "total variation between a language's token\ndistribution and EN1's, from 0 (the "
-              "same) to 1 (no token in common), beside what two random samples of one text have")
-        check_batches(names, batch, table, steps, args.seed)
+        show_clones(names, corpora[0], texts, table, stages, args.seed)
     if not {"ratio", "schedule"} & given.keys():
         given = {"ratio": 0.9} | given
     print(f"next: python train.py {' '.join(as_options(given))}")

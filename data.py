@@ -71,7 +71,8 @@ class Document(NamedTuple):
 def prepare(corpus="docs", vocab_size=VOCAB_SIZE, tokenizer="bpe", parallel=None):
     """Return the manifest (a dict) of a prepared corpus, made now unless it is there and whole.
 
-    corpus: comma-separated names, paths or addresses. vocab_size: ids of one language, end-of-text
+    corpus: comma-separated names, paths or addresses; a language's name before it, as in eng=PATH,
+    does not matter. vocab_size: ids of one language, end-of-text
     included; a tokenizer of tiktoken's own brings its own size. parallel: a parallel text whose
     documents are kept out of all splits, since it is to be a test. Text is read once and encoded
     document by document, so memory stays bounded. Raises BadInput.
@@ -80,6 +81,7 @@ def prepare(corpus="docs", vocab_size=VOCAB_SIZE, tokenizer="bpe", parallel=None
         raise BadInput(f"--vocab_size={vocab_size} is too small: "
                        "256 bytes and end-of-text make 257")
 
+    _, corpus = split_name(corpus)
     sources = locate(corpus)
 
     # the folder's name says all that decides the ids: another text or setting, another folder
@@ -213,7 +215,8 @@ def build(folder, corpus, sources, vocab_size, tokenizer, parallel):
     # the text goes to disk, because it is read twice and may be larger than memory
     spool_path = folder / "text"
     with open(spool_path, "w+b") as spool:
-        kept, dropped, kept_out, passed_over = gather(sources, spool, held_out_texts(parallel))
+        sketches = held_out_sketches(parallel) if parallel else []
+        kept, dropped, kept_out, passed_over = gather(sources, spool, sketches)
         if passed_over:
             say(f"passed over: {in_words(passed_over)}")
         if not kept:
@@ -322,48 +325,49 @@ def source_sha256(source):
 # ------------------------------------------------------------------------------------------------
 # Documents: repeats dropped, split into train, val and test
 
-def held_out_texts(parallel):
-    """Yield the text of each document of a parallel text, in all languages; None has none."""
-    if parallel:
-        for versions in parallel_texts(parallel):
-            yield from versions.values()
+def held_out_sketches(parallel):
+    """The sketch of each document of a parallel text, in all its languages."""
+    sketches = []
+    for versions in parallel_texts(parallel):
+        sketches += [sketch(text) for text in versions.values()]
+    return sketches
 
 
-def gather(sources, spool, held_out=()):
+def held_out(mine, sketches):
+    """Whether a document, of which `mine` is the sketch, is an edition of one that is held out."""
+    return any(overlap(mine, other) > 0.5 for other in sketches)
+
+
+def gather(sources, spool, sketches_held_out=()):
     """Copy the documents of all sources to the spool, but those that repeat an earlier one.
 
     Returns ([Document], [names of those dropped], [names of those kept out], {ending: files passed
     over}). Two editions of one novel must not land in two splits: a document goes if its sketch, a
     sample of its sentences, shares more than half with that of an earlier document, the one with
-    which it shares most. held_out: texts that come before all of them, and are not copied.
+    which it shares most. One that shares as much with any that is held out is kept out.
     """
     kept, dropped, kept_out, sketches, passed_over = [], [], [], [], Counter()
     owner = {}  # hash of a sentence -> number of the first sketch that has it
-
-    def remember(mine):
-        for h in mine:
-            owner.setdefault(h, len(sketches))
-        sketches.append(mine)
-
-    for text in held_out:
-        remember(sketch(text))
-    n_held_out = len(sketches)
-
     for source in sources:
         # closed at once if a signal comes: those who read for us are not to go on
         with contextlib.closing(documents(source, passed_over)) as found:
             for name, text in found:
                 mine, block = sketch(text), text.encode()
+                if held_out(mine, sketches_held_out):
+                    kept_out.append(name)
+                    continue
 
                 shared = Counter(owner[h] for h in mine if h in owner)
                 if shared:
                     rival, _ = shared.most_common(1)[0]
                     if overlap(mine, sketches[rival]) > 0.5:
-                        (kept_out if rival < n_held_out else dropped).append(name)
+                        dropped.append(name)
                         continue
 
                 if block.strip():
-                    remember(mine)
+                    for h in mine:
+                        owner.setdefault(h, len(sketches))
+                    sketches.append(mine)
                     kept.append(Document(name, spool.tell(), len(block)))
                     spool.write(block)
     return kept, dropped, kept_out, passed_over
@@ -422,6 +426,15 @@ def split_documents(entries):
 
 # ------------------------------------------------------------------------------------------------
 # The command
+
+def split_name(corpus):
+    """The name that is given to a language, and its corpus: "fra=a.txt" -> ("fra", "a.txt").
+
+    Without a name: "a.txt" -> (None, "a.txt").
+    """
+    found = re.fullmatch("([a-z]{2,3})=(.+)", corpus)
+    return found.groups() if found else (None, corpus)
+
 
 def label(corpus):
     """A name for a corpus that a folder may have: "a/my novels.txt,docs" -> "my_novels+docs"."""

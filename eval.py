@@ -4,8 +4,9 @@
                                        # lengths too, for token efficiency
     python eval.py runs/a --sample     # one prompt, continued in each language, side by side
 
-Perplexity is over the test split, the same text for every language, on the last positions of
-overlapping windows, so that every token that is scored has context (paper: the last 128 of 512).
+Perplexity is over the test split, the same text for every clone, and each real language's own. It
+is of the last positions of overlapping windows, so that every token that is scored has context
+(paper: the last 128 of 512).
 
 Token efficiency: a power law is fitted to the monolingual runs.
     MLPE   the perplexity that a monolingual model reaches on as many tokens
@@ -578,8 +579,8 @@ def main():
                   "more context they have (default: a quarter of the context)", int)
     parser.option("--tokens", TEST_TOKENS, "test tokens scored a language, about, in windows "
                   "spread evenly over the test split; all of it if it has fewer", int)
-    parser.option("--sample", False, "print a continuation of one prompt in each language, "
-                  "and nothing else", bool)
+    parser.option("--sample", False, "print how each language goes on from the start of its test "
+                  "text, and nothing else", bool)
     parser.option("--corpus", None, "where the text of the runs is now, once for each (default: "
                   "where it was, or what data/ still has of it)", several=True)
     parser.option("--device", "auto", "cpu, cuda or mps; auto takes the best there is")

@@ -9,7 +9,7 @@ with those of the other (paper: Hidden-state similarity, English-French).
 
 A parallel text is a folder or a .zip. Each document in it is one .txt for each language, and line i
 of one translates line i of the other; blank lines do not count. The language stands in the name of
-the folder, or of the file: eng/a.txt and fra/a.txt, or a_eng.txt and a_fra.txt.
+the file, or of its folder: a_eng.txt and a_fra.txt, or eng/a.txt and fra/a.txt.
 """
 import re
 from typing import NamedTuple
@@ -20,22 +20,25 @@ import clone
 import data
 from lib.bpe import encoder
 from lib.cli import BadInput, Parser, plural, run_main
-from lib.corpora import locate_parallel, overlap, parallel_texts, sketch
+from lib.corpora import locate_parallel, parallel_texts, sketch
 
 # ------------------------------------------------------------------------------------------------
 # Pairs of lines
 
-def read_pairs(source, names):
+def read_pairs(source, names, passed_over=None):
     """The lines of a parallel text in two languages: a list of documents, each [(line, line)].
 
     source: a path, or a name that is downloaded. names: the two languages, such as ["eng", "fra"].
-    Raises BadInput.
+    passed_over: as in parallel_texts. Raises BadInput.
     """
     documents, seen = [], set()
-    for versions in parallel_texts(locate_parallel(source)):
+    for versions in parallel_texts(locate_parallel(source), names, passed_over):
         by_language = {}
         for path, text in versions.items():
             name = language_of(path, names)
+            if name in by_language and name is not None:
+                raise BadInput(f"{source}: {by_language[name][0]} and {path} are both in {name} "
+                               "and have one name: expected one .txt a document and language")
             lines = [line.strip() for line in text.split("\n") if line.strip()]
             by_language[name] = (path, lines)
         seen |= by_language.keys()
@@ -44,27 +47,33 @@ def read_pairs(source, names):
 
         (path_a, lines_a), (path_b, lines_b) = (by_language[name] for name in names)
         if len(lines_a) != len(lines_b):
-            raise BadInput(f"{path_a} has {len(lines_a):,} lines that are not blank, and {path_b} "
-                           f"has {len(lines_b):,}: line i of one has to translate line i of the "
-                           "other")
+            raise BadInput(f"{source}: {path_a} has {len(lines_a):,} lines that are not blank, and "
+                           f"{path_b} has {len(lines_b):,}: line i of one has to translate line i "
+                           "of the other")
         documents.append(list(zip(lines_a, lines_b)))
 
     for name in names:
         if name not in seen:
             raise BadInput(f"the parallel text {source} has no {name}: a .txt is in {name} if its "
-                           f"folder's name or its own has the word {name}; a corpus is named so "
-                           f"with --corpus={name}=PATH")
+                           f"name ends so, or has the word {name}, or its folder's name has; a "
+                           f"corpus is named so with --corpus={name}=PATH")
     if not documents:
         raise BadInput(f"the parallel text {source} has no document in both {' and '.join(names)}")
     return documents
 
 
 def language_of(path, names):
-    """Which of the languages a file is in: the first that is a word of its innermost folder's
-    name, of the next one's, ..., of its own. None for none.
+    """Which of the languages a file of a parallel text is in; None for none.
+
+    Its name may end so, or the name of its folder may have the word, the innermost folder first, or
+    its own name:
 
         plain-eng/FRA01401_Fleuriot_eng.txt -> eng    plain1/FRA01401_Fleuriot.txt -> fra
     """
+    words = re.findall("[a-z]+", path.stem.lower())
+    for word in words[-1:]:
+        if word in names:
+            return word
     for place in [*reversed(path.parent.parts), path.stem]:
         for word in re.findall("[a-z]+", place.lower()):
             if word in names:
@@ -73,24 +82,20 @@ def language_of(path, names):
 
 
 def check_held_out(run, source):
-    """How many documents were looked at: none of the run's training text is in the parallel text.
-
-    Raises BadInput if one is, by the check that finds two editions of one novel (data.gather).
+    """Raise BadInput if a training document of a run is in the parallel text; return how many
+    documents were looked at. By the same check as keeps them out (data.held_out).
     """
-    held_out = []
-    for versions in parallel_texts(locate_parallel(source)):
-        held_out += [sketch(text) for text in versions.values()]
-
+    sketches = data.held_out_sketches(locate_parallel(source))
     looked_at = 0
     for name, corpus in zip(run.names, run.corpora):
         enc, ids = encoder(corpus), data.tokens(corpus, "train")
         ends = np.flatnonzero(ids == corpus["eot"])
+        starts = [0, *(ends[:-1] + 1)]
         found = []
-        for start, end, document in zip([0, *(ends[:-1] + 1)], ends, corpus["documents"]["train"]):
-            mine = sketch(enc.decode(ids[start:end].tolist()))
-            if any(overlap(mine, other) > 0.5 for other in held_out):
+        for start, end, document in zip(starts, ends, corpus["documents"]["train"]):
+            if data.held_out(sketch(enc.decode(ids[start:end].tolist())), sketches):
                 found.append(document)
-            looked_at += 1
+        looked_at += len(ends)
         if found:
             more = " ..." if len(found) > 3 else ""
             raise BadInput(f"{run.folder} was trained on {plural(len(found), 'document')} of "
@@ -163,7 +168,7 @@ def match(weights):
     Shortest augmenting paths (Jonker and Volgenant 1987; Crouse 2016), in O(n^3). One row after the
     other is added. A new row that wants a taken column has its owner look for another one, and so
     on: the chain of changes that costs least is a shortest path, and Dijkstra's algorithm finds it.
-    Two lists of prices, u of rows and v of columns, keep all costs in it above 0.
+    Two lists of prices, u of rows and v of columns, keep all costs in it from falling below 0.
     """
     if weights.shape[0] > weights.shape[1]:
         rows, columns = match(weights.T)
@@ -221,8 +226,10 @@ def main():
     windows, pairs, packed = pack(documents, encoders, rows, context)
     print(f"{plural(len(documents), 'document')}, {pairs:,} pairs of lines; {packed:,} of them fit "
           f"a window of {context} tokens, in {len(windows):,} windows")
-    for name, enc, ids in zip(names, encoders, windows[len(windows) // 2][:2]):
-        print(f"{name}  " + "|".join(enc.decode([i]) for i in ids).replace("\n", "\\n"))
+    if windows:
+        middle = windows[len(windows) // 2]
+        for name, enc, ids in zip(names, encoders, (middle.a, middle.b)):
+            print(f"{name}  " + "|".join(enc.decode([i]) for i in ids).replace("\n", "\\n"))
 
 
 if __name__ == "__main__":

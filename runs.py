@@ -263,10 +263,10 @@ def open_corpora(folder, config, corpus=None, parallel=None):
         manifest = data.find(files)
         candidates = per_corpus(corpus or source) if manifest is None else []
         for candidate in candidates:
-            found = data.prepare(clone.split_name(candidate)[1], config.vocab_size,
-                                 config.tokenizer, parallel)
+            found = data.prepare(candidate, config.vocab_size, config.tokenizer, parallel)
             if found["files"] == files:
                 manifest = found
+                break
         if manifest is None:
             raise BadInput(f"the corpus {' or '.join(candidates)} is not what it was when {folder} "
                            "began: say with --corpus=PATH where that text is now, or start a new "
@@ -325,11 +325,12 @@ def load_checkpoint(folder, config):
     return state
 
 
-def open_runs(names, device, minimum=1, corpus=None, parallel=None):
+def open_runs(names, device, minimum=1, corpus=None, parallel=None, check=None):
     """Yield a Run for each finished run, given as runs/NAME or NAME, its model ready to be read.
 
-    corpus, parallel: where their text is now, if not where it was (open_corpora). Everything is
-    checked before the first is yielded. Raises BadInput for a run that is not there, not finished,
+    corpus, parallel: where their text is now, if not where it was (open_corpora). check: called
+    with the folder and the config of each, and may raise BadInput. Everything is checked before the
+    first is yielded. Raises BadInput for a run that is not there, not finished,
     without a checkpoint, of another corpus than the others', or of fewer languages than the
     minimum.
     """
@@ -347,6 +348,8 @@ def open_runs(names, device, minimum=1, corpus=None, parallel=None):
                            f"{config.steps:,}: finish it with --run={folder.name} --resume")
         if config.languages < minimum:
             raise BadInput(f"{folder} is monolingual: expected a run of two languages or more")
+        if check:
+            check(folder, config)
         found.append((folder, config))
 
     if not found:

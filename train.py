@@ -30,7 +30,7 @@ from lib import ddp, plots
 from lib.cli import BadInput, Parser, as_options, plural, run_main, say
 from model import SIZES, faster_dtype, keep_freed_memory, pick_device
 
-EVAL_TOKENS = 32768  # of validation text, the same for every language
+EVAL_TOKENS = 32768  # of validation text, the same for every clone
 RETRIEVAL_STATES = 1024
 SAVE_SECONDS = 300  # at most this long without a checkpoint
 
@@ -254,6 +254,7 @@ def evaluate(model, texts, table, names, context):
     retrieval = {}
     if any(text is not texts[0] for text in texts):
         return losses, retrieval
+    n = min(clone.windows(texts[0], context), max(1, EVAL_TOKENS // context))
     some = spread(texts[0], context, n)[:max(1, RETRIEVAL_STATES // context), :-1]
     cloned = clone.cloned_positions(some, table[0], table[-1])
     states = []

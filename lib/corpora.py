@@ -233,10 +233,6 @@ def numbered(name, i):
 # ------------------------------------------------------------------------------------------------
 # Parallel texts: one document in several languages, line by line
 
-# How the name of a file may end that says its language: book_eng.txt, book.fr.txt
-LANGUAGE_ENDING = re.compile(r"[._-][a-z]{2,3}$", re.IGNORECASE)
-
-
 def locate_parallel(source):
     """The path of a parallel text, a folder or a .zip; one with an address is downloaded.
 
@@ -245,50 +241,64 @@ def locate_parallel(source):
     path = NAMED_PARALLEL.get(source, source)
     if is_address(path):
         return str(download(path))
-    if not Path(path).is_dir() and Path(path).suffix.lower() != ".zip":
+    is_zip = Path(path).is_file() and Path(path).suffix.lower() == ".zip"
+    if not is_zip and not Path(path).is_dir():
         raise BadInput(f"--parallel={source} is neither a folder nor a .zip, nor one of "
                        f"{', '.join(NAMED_PARALLEL)}: expected one with a .txt for each document "
                        "and language, such as eng/a.txt and fra/a.txt")
     return path
 
 
-def parallel_texts(source):
+def parallel_texts(source, names=None, passed_over=None):
     """Yield {path: text} for each document of a parallel text: one .txt for each of its languages.
 
     Files belong together if their names agree, but for a language at the end:
 
         plain1/FRA01401_Fleuriot.txt    plain-eng/FRA01401_Fleuriot_eng.txt
 
-    A file that stands alone is passed over. Raises BadInput if all do.
+    names: the languages, such as ["eng", "fra"]; None: any two or three letters may be one. The
+    paths are within the source. A file that stands alone is passed over, and counted in
+    passed_over, a Counter. Raises BadInput if all do.
     """
     path = Path(source)
     try:
         if path.is_dir():
-            found = [file for file in sorted(path.rglob("*.txt"))
-                     if file.is_file() and not hidden(file.relative_to(path))]
-            yield from read_together(path, found, lambda file: open(file, "rb"))
+            found = {}
+            for file in sorted(path.rglob("*")):
+                if file.suffix.lower() == ".txt" and file.is_file():
+                    found[file.relative_to(path)] = file
+            yield from read_together(path, found, lambda file: open(file, "rb"), names, passed_over)
             return
         with zipfile.ZipFile(path) as archive:
-            found = [Path(member) for member in sorted(archive.namelist())
-                     if member.lower().endswith(".txt") and not hidden(Path(member))]
-            yield from read_together(path, found, lambda file: archive.open(file.as_posix()))
+            members = sorted(archive.namelist())
+            found = {Path(m): m for m in members if m.lower().endswith(".txt")}
+            yield from read_together(path, found, archive.open, names, passed_over)
     except DAMAGED as error:
         raise BadInput(f"{path} is damaged ({error}): fetch it again") from error
+    except RuntimeError as error:  # a password, or a compression that Python has not
+        raise BadInput(f"{path} cannot be read ({error}): "
+                       "unpack it, and give the folder") from error
 
 
-def read_together(source, paths, open_file):
-    """The documents of parallel_texts, of the .txt files at these paths."""
+def read_together(source, found, open_file, names, passed_over):
+    """The documents of parallel_texts; found {path: what open_file takes}."""
+    ending = "[a-z]{2,3}" if names is None else "|".join(names)
     groups = {}
-    for path in paths:
-        groups.setdefault(LANGUAGE_ENDING.sub("", path.stem), []).append(path)
-    groups = [group for group in groups.values() if len(group) > 1]
-    if not groups:
+    for path in found:
+        if not hidden(path):
+            title = re.sub(rf"[._-]({ending})$", "", path.stem, flags=re.IGNORECASE)
+            groups.setdefault(title, []).append(path)
+
+    together = [group for group in groups.values() if len(group) > 1]
+    if passed_over is not None:
+        passed_over[".txt without a translation"] += len(groups) - len(together)
+    if not together:
         raise BadInput(f"{source} has no two .txt files of one name: expected a parallel text, "
                        "such as eng/a.txt and fra/a.txt")
-    for group in groups:
+    for group in together:
         versions = {}
         for path in group:
-            with open_file(path) as stream:
+            with open_file(found[path]) as stream:
                 versions[path] = "".join(text for _, text in read_txt(path, stream))
         yield versions
 

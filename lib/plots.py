@@ -189,7 +189,7 @@ def alignment_page(path, name, languages, summary):
     with figure(path, 2, 2, (11, 8.5)) as (fig, axes):
         fig.suptitle(f"{name}: are {languages[0]} and {', '.join(languages[1:])} represented "
                      "alike?")
-        if summary["embeddings"]:
+        if words is MEASURES:
             draw_layers(axes[0, 0], summary["layers"], words, title)
             draw_by_frequency(axes[1, 0], summary["embeddings"])
         else:  # real languages: tokens above, lines below
@@ -294,8 +294,9 @@ def alignment_of_runs(path, summaries):
         words = {m: w for m, w in words.items() if m in summary["layers"][0]}
 
     columns = -(-(len(words) + 1) // 2)  # rounded up
+    title = title.replace("\n", " ")
     with figure(path, 2, columns, (14, 8)) as (fig, axes):
-        fig.suptitle(f"Are the languages represented alike? {title.replace(chr(10), ' ')}")
+        fig.suptitle(f"Are the languages represented alike? {title}")
         for ax, (measure, name_of_measure) in zip(axes.flat, words.items()):
             for name, summary in summaries.items():
                 values = [layer[measure]["value"] for layer in summary["layers"]]
@@ -417,8 +418,10 @@ def draw_efficiency(ax, ratios, languages):
     """Token efficiency against EN1's share; diamonds where the paper has it."""
     for colour, (language, numbers) in zip(COLOURS, languages.items()):
         points(ax, ratios, numbers["teff"], "o", "-", color=colour, label=language)
-        ax.plot(list(numbers["paper"]), list(numbers["paper"].values()), "D", mfc="none", ms=8,
-                color=colour, label=f"{language} in the paper")
+        if numbers["paper"]:
+            shares, theirs = zip(*numbers["paper"].items())
+            ax.plot(shares, theirs, "D", mfc="none", ms=8, color=colour,
+                    label=f"{language} in the paper")
     ax.axhline(1, color="0.6", lw=1)
     tidy(ax, xlabel="share of EN1", ylabel="token efficiency",
          title="TEff: above 1,\nsomething crossed over")
@@ -440,19 +443,20 @@ def efficiency_of_vocabularies(path, first, panels):
 def alignment_of_vocabularies(path, measures, runs):
     """How alike real languages are represented, layer by layer: a panel a measure.
 
-    measures {measure: what it is called}. runs {"disjoint 90/10": {measure: {"value": [L] seeds,
-    "floor": [L] seeds}}}, the embedding first.
+    measures {measure: what it is called}. runs {("disjoint", "90/10"): {measure: {"value": [L]
+    seeds, "floor": [L] seeds}}}, the embedding first.
     """
+    colours = {"disjoint": COLOURS[4], "anchored": COLOURS[5]}
     with figure(path, 1, len(measures), (15, 4.2)) as (fig, axes):
         for ax, (measure, words) in zip(axes[0], measures.items()):
-            for i, (run, numbers) in enumerate(runs.items()):
-                if measure not in numbers:
-                    continue
-                colour, marker = COLOURS[2 + i // 2], "os"[i % 2]
-                layers = range(len(numbers[measure]["value"]))
-                points(ax, layers, numbers[measure]["value"], marker, "-" if i % 2 == 0 else "--",
-                       color=colour, label=run)
-                points(ax, layers, numbers[measure]["floor"], "", ":", color=colour)
+            for (vocabulary, mix), numbers in runs.items():
+                if measure in numbers:
+                    marker, line, _ = MIXES[mix]
+                    values, floors = numbers[measure]["value"], numbers[measure]["floor"]
+                    layers, colour = range(len(values)), colours[vocabulary]
+                    points(ax, layers, values, marker, line, color=colour,
+                           label=f"{vocabulary} {mix}")
+                    points(ax, layers, floors, "", ":", color=colour)
             tidy(ax, xlabel="layer (0: the embedding)", title=f"{words}\n(dotted: the floor)")
         legend(fig)
 

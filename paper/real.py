@@ -52,8 +52,8 @@ def tables(scale, names):
         "languages": Table(f"{' and '.join(names)}", [*laws, *mixes], laws,
                            partial(efficiencies, languages=names),
                            partial(draw_efficiencies, languages=names)),
-        "alignment": Table("Are the two languages represented alike?", mixes, [], alignments,
-                           partial(draw_alignments, languages=names)),
+        "alignment": Table("Are the two languages represented alike?", mixes, [],
+                           partial(alignments, languages=names), draw_alignments),
     }
 
 
@@ -76,7 +76,12 @@ def measure_of(result, layer, measure, kind="value"):
 
 def middle(result):
     """The number of the middle layer."""
-    return (result["config"]["n_layer"]) // 2
+    return result["config"]["n_layer"] // 2
+
+
+def aligned(found, run):
+    """Whether the alignment of a run was measured, in every seed: it takes a parallel text."""
+    return run in found and all("align" in result for result in found[run])
 
 
 def paper_teff(run, names, name):
@@ -113,40 +118,43 @@ def efficiencies(found, shown, beside, languages):
     return markdown(head, rows)
 
 
-MEASURES = {"matched": "cosine of matched tokens", "matched_centred": "centred",
+MEASURES = {"matched": "cosine of matched tokens", "matched_centred": "the same, centred",
             "line": "retrieval@1 of a line", "shared": "centred cosine of shared tokens"}
 
 
-def alignments(found, shown, beside):
+def alignments(found, shown, beside, languages):
     """Each measure in the middle layer, with its floor, and the gradients; then layer by layer."""
-    shown = [run for run in shown if "align" in found[run][0]]
+    shown = [run for run in shown if aligned(found, run)]
     if not shown:
         return "Not measured: there is no parallel text. Give one with --parallel.\n"
     head = ["run", *(f"{words} (floor)" for words in MEASURES.values()),
-            "gradient cosine, one window", "one text", "paper"]
+            "gradient cosine, one window", "one text", "paper, one window"]
     rows, by_layer = [], []
     for run in shown:
-        layer, row = middle(found[run][0]), [run]
+        row, middle_layer = [run], middle(found[run][0])
         for measure in MEASURES:
-            values = seeds(found, run, measure_of, layer, measure)
-            floors = seeds(found, run, measure_of, layer, measure, "floor")
-            row.append(f"{stat(values, '.3f')} ({stat(floors[:1], '.3f')})")
+            values = seeds(found, run, measure_of, middle_layer, measure)
+            floors = seeds(found, run, measure_of, middle_layer, measure, "floor")
+            row.append("-" if None in values else f"{stat(values, '.3f')} ({np.mean(floors):.3f})")
         row += [stat(seeds(found, run, gradient), ".3f"),
                 stat(seeds(found, run, gradient, "same"), ".3f"),
-                numbers.MATCHED_GRADIENT.get(run, "")]
+                numbers.MATCHED_GRADIENT.get(run, "") if languages == PAPER_NAMES else ""]
         rows.append(row)
 
         cosines = []
-        for i in range(found[run][0]["config"]["n_layer"] + 1):
-            value, floor = (np.mean(seeds(found, run, measure_of, i, "matched", kind))
-                            for kind in ("value", "floor"))
+        for layer in range(found[run][0]["config"]["n_layer"] + 1):
+            value = np.mean(seeds(found, run, measure_of, layer, "matched"))
+            floor = np.mean(seeds(found, run, measure_of, layer, "matched", "floor"))
             cosines.append(f"{value:.2f} ({floor:.2f})")
-        theirs = " ".join(f"{cosine:.2f}" for cosine in numbers.MATCHED.get(run, []))
-        by_layer.append(f"- {run}: {', '.join(cosines)}" + (f"; paper: {theirs}" if theirs else ""))
+        line = f"- {run}: {', '.join(cosines)}"
+        if languages == PAPER_NAMES and run in numbers.MATCHED:
+            line += f"; paper: {' '.join(f'{cosine:.2f}' for cosine in numbers.MATCHED[run])}"
+        by_layer.append(line)
     return "\n".join([
-        f"In the middle layer, {layer}:\n",
+        "In the middle layer:\n",
         markdown(head, rows),
-        "In brackets the floor: texts that do not translate each other.\n",
+        "In brackets the floor: other windows, and other lines, about as long; of shared tokens, "
+        "other tokens.\n",
         "Cosine of matched tokens layer by layer, the embedding first; the paper's after each of "
         "its 12 layers, without a floor:\n",
         *by_layer,
@@ -175,18 +183,21 @@ def draw_efficiencies(path, found, languages):
     plots.efficiency_of_vocabularies(path, languages[0], panels)
 
 
-def draw_alignments(path, found, languages):
+def draw_alignments(path, found):
     """Measures of alignment layer by layer, of 90/10 and 50/50, disjoint and anchored."""
     runs = {}
     for vocabulary in VOCABULARIES:
         for ratio, mix in ((0.9, "90/10"), (0.5, "50/50")):
             run = f"{vocabulary}-ratio{ratio}"
-            if run not in found or "align" not in found[run][0]:
+            if not aligned(found, run):
                 continue
-            layers = range(found[run][0]["config"]["n_layer"] + 1)
-            runs[f"{vocabulary} {mix}"] = {
-                measure: {kind: [seeds(found, run, measure_of, layer, measure, kind)
-                                 for layer in layers] for kind in ("value", "floor")}
-                for measure in MEASURES if measure_of(found[run][0], 0, measure) is not None}
+            numbers_of_run = {}
+            for measure in found[run][0]["align"]["layers"][0].keys() & MEASURES.keys():
+                kinds = {"value": [], "floor": []}
+                for kind, of_layer in kinds.items():
+                    for layer in range(found[run][0]["config"]["n_layer"] + 1):
+                        of_layer.append(seeds(found, run, measure_of, layer, measure, kind))
+                numbers_of_run[measure] = kinds
+            runs[vocabulary, mix] = numbers_of_run
     if runs:
         plots.alignment_of_vocabularies(path, MEASURES, runs)

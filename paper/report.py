@@ -526,11 +526,12 @@ def tables(scale):
 # ------------------------------------------------------------------------------------------------
 # The report
 
-def write_report(out, scale, found, changed, sections=None):
+def write_report(out, scale, found, changed, sections=None, options=""):
     """Write README.md, with every table of those of its runs that are there, and the figures.
 
     found {name: {seed: JSON}}. changed: the run that is new, so that only the figures which it is
     part of are drawn again; None: all are. sections {name: Table}: None for those of clones.
+    options: of paper.reproduce, that make what is not there yet.
     """
     found = {name: list(by_seed.values()) for name, by_seed in found.items()}
     parts = [
@@ -543,19 +544,19 @@ def write_report(out, scale, found, changed, sections=None):
         "batches, and so more steps.\n"
         "It is interpolated between the two nearest ones. \"TEff, law\": by 1/PPL = c - a n^-b, "
         "fitted to all.\n"
-        "\"TEff, plain\": against monolingual runs with the batches of the bilingual ones, as the "
-        "paper's are; these are easier to beat.\n"
+        "\"TEff, plain\", of clones: against monolingual runs with the batches of the bilingual "
+        "ones, as the paper's are; these are easier to beat.\n"
         "\"-\": outside the range of the monolingual runs, or there are too few of them.\n"
         "The paper's numbers are of its own vocabulary: compare token efficiencies.\n"
         "Beside nano stand those of its small, of 85M parameters and 1.197e9 tokens.\n",
     ]
     for name, table in (sections or tables(scale)).items():
-        parts += section(out, name, table, found, changed, numbers.BESIDE[scale])
+        parts += section(out, name, table, found, changed, numbers.BESIDE[scale], options)
     with write(out / "README.md") as f:
         f.write("\n".join(parts).encode())
 
 
-def section(out, name, table, found, changed, beside):
+def section(out, name, table, found, changed, beside, options):
     """The Markdown of one table, as a list of parts, and its figure, if it is due."""
     needed = list(dict.fromkeys(table.runs + table.needs))  # each once
     shown = [run for run in table.runs if run in found]
@@ -563,7 +564,7 @@ def section(out, name, table, found, changed, beside):
     parts = [f"## {table.title}\n"]
     if missing:
         parts.append(f"Not there yet: {', '.join(missing)}. "
-                     f"`python -m paper.reproduce --tables={name}`\n")
+                     f"`python -m paper.reproduce {options}--tables={name}`\n")
 
     # a table of one or two runs of many says nothing yet, nor does one without its law
     enough = len(shown) >= min(3, len(table.runs))
@@ -575,5 +576,6 @@ def section(out, name, table, found, changed, beside):
         path = out / f"{name}.png"
         if changed is None or changed in needed or not path.exists():
             table.draw(path, found)
-        parts.append(f"![{table.title}]({path.name})\n")
+        if path.exists():
+            parts.append(f"![{table.title}]({path.name})\n")
     return parts

@@ -185,11 +185,11 @@ def do(out, scale, name, options, seed, threads, running):
         ["train.py", f"--run={run_name}"] + (["--resume"] if begun else train_options),
         ["eval.py", str(folder)],
     ]
-    real = isinstance(options["corpus"], list)
-    if real and "parallel" in options:
-        calls.append(["align.py", str(folder), f"--parallel={options['parallel']}"])
-    elif not real and options.get("languages") != 1:
+    clones = not isinstance(options["corpus"], list)
+    if clones and options.get("languages") != 1:
         calls.append(["align.py", str(folder)])
+    if not clones and "parallel" in options:
+        calls.append(["align.py", str(folder), f"--parallel={options['parallel']}"])
 
     log.parent.mkdir(exist_ok=True)
     with open(log, "w") as f:
@@ -258,6 +258,10 @@ def read(out, scale, dtype, options=None):
         name, _, seed = path.stem.rpartition(".seed")
         result = json.loads(path.read_text())
         wanted = SIZES[scale] | options.get(name, {}) | {"dtype": dtype}
+        # where a parallel text is given, two languages that were not compared on it are not done
+        to_align = "parallel" in wanted and "languages" not in wanted
+        if to_align and "align" not in result:
+            continue
         if name in options and agrees(result["config"], wanted):
             found.setdefault(name, {})[int(seed)] = result
 
@@ -334,7 +338,7 @@ def do_all(out, args, tables, options, todo):
                 rest = time_left(total, finished, spent, args.jobs, time.time() - start)
                 print(f"{name} seed {seed}: test perplexity {in_words(found[name][seed])}; "
                       f"{plural(len(left), 'run')} to do, about {duration(rest)}", flush=True)
-                report.write_report(out, args.scale, found, name, tables)
+                report.write_report(out, args.scale, found, name, tables, of_corpora(args))
         except KeyboardInterrupt:
             print("interrupted: the same command goes on where this one stopped", flush=True)
             sys.exit(130)
@@ -387,6 +391,14 @@ def arguments():
     return args
 
 
+def of_corpora(args):
+    """The options that say which real languages there are, for a command; "" of clones."""
+    if isinstance(args.corpus, str):
+        return ""
+    given = {"corpus": args.corpus} | ({"parallel": args.parallel} if args.parallel else {})
+    return " ".join(as_options(given)) + " "
+
+
 def choose(text, tables):
     """The names of the tables that --tables asks for. Raises BadInput."""
     chosen = list(tables) if text == "all" else text.split(",")
@@ -430,7 +442,7 @@ def main():
         return
 
     out.mkdir(parents=True, exist_ok=True)
-    report.write_report(out, args.scale, found, None, tables)
+    report.write_report(out, args.scale, found, None, tables, of_corpora(args))
     failed = do_all(out, args, tables, options, todo)
     print(f"\n{out / 'README.md'} has the tables and figures.")
     if failed:

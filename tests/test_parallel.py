@@ -93,6 +93,8 @@ def place(folder, files):
     ("eng/a.txt", "fra/a.txt"),
     ("plain-eng/FRA01_Malot_eng.txt", "plain1/FRA01_Malot.txt"),  # ELTeC's
     ("a_eng.txt", "a.fra.txt"),
+    ("eng/both/a.txt", "eng/both/a_fra.txt"),
+    ("./eng/tome_ii.txt", "./fra/tome_ii.txt"),
     ("ELTeC-fra-83f0/plain-eng/FRA01_Malot_eng.txt", "ELTeC-fra-83f0/plain1/FRA01_Malot.txt"),
 ])
 def test_where_the_language_of_a_file_stands(here, names):
@@ -101,9 +103,12 @@ def test_where_the_language_of_a_file_stands(here, names):
     assert parallel.read_pairs("both", ["eng", "fra"]) == [PAIRS]
     assert parallel.read_pairs("both", ["fra", "eng"]) == [[(b, a) for a, b in PAIRS]]
 
+    # as well in a zip, and in a folder whose own name says nothing
     with zipfile.ZipFile("both.zip", "w") as archive:
-        for name in files:
-            archive.write(here / "both" / name, name)
+        for name, text in files.items():
+            archive.writestr(name, text)
+    (here / "both").rename(here / "eng-fra")
+    assert parallel.read_pairs("eng-fra", ["eng", "fra"]) == [PAIRS]
     assert parallel.read_pairs("both.zip", ["eng", "fra"]) == [PAIRS]
 
 
@@ -115,6 +120,8 @@ def test_where_the_language_of_a_file_stands(here, names):
     ({"eng/a.txt": "1", "deu/a.txt": "2", "fra/b.txt": "3", "deu/b.txt": "4"},
      "no document in both eng and fra"),
     ({"eng/a.txt": "One.", "fra/b.txt": "Un."}, "no two .txt files of one name"),
+    ({"eng/p1/a.txt": "One.", "eng/p2/a.txt": "Two.", "fra/p1/a.txt": "Un."},
+     "p1/a.txt and eng/p2/a.txt are both in eng and have one name"),
 ])
 def test_what_is_no_parallel_text(here, files, expected):
     place(here / "both", files)
@@ -191,6 +198,19 @@ def test_what_the_parallel_text_has_is_kept_out(here, capsys):
         plain = data.prepare(corpus, 300)
         assert "leak" in str(plain["documents"])
         assert plain["folder"] != manifest["folder"]
+
+
+def test_what_quotes_two_books_is_kept_out_if_one_of_them_is_held_out(here):
+    """The document with which it shares most is not the one that is held out."""
+    said = [f"This is sentence number {word} of a book that somebody wrote." for word in
+            "one two three four five six seven eight".split()]
+    place(here / "both", {"eng/a.txt": said[0], "fra/a.txt": "Une phrase."})
+    place(here / "books", {"a.txt": "\n".join(said[1:5]), "b.txt": "\n".join(said[:3]),
+                           "c.txt": "\n".join(said[5:])})
+    with open("spool", "w+b") as spool:
+        sketches = data.held_out_sketches("both")
+        kept, dropped, kept_out, _ = data.gather(["books"], spool, sketches)
+    assert ([document.name for document in kept], dropped, kept_out) == (["a", "c"], [], ["b"])
 
 
 def test_a_run_that_was_trained_on_it_is_refused(here):

@@ -118,10 +118,42 @@ def test_planted_efficiency_of_each_language_comes_out(tmp_path):
 
 
 def test_other_languages_have_no_numbers_of_the_paper_beside_them(tmp_path):
-    found = plant(tmp_path, teff, names=["deu", "ita"])
-    report.write_report(tmp_path, "nano", found, None, real.tables("nano", ["deu", "ita"]))
-    first, _ = rows((tmp_path / "README.md").read_text(), "disjoint-ratio0.9")
-    assert first[6] == ""
+    for names in (["deu", "ita"], ["fra", "eng"]):
+        out = tmp_path / names[0]
+        found = plant(out, teff, names=names)
+        report.write_report(out, "nano", found, None, real.tables("nano", names))
+        text = (out / "README.md").read_text()
+        first, _ = rows(text, "disjoint-ratio0.9")
+        assert first[6] == ""
+        assert "; paper: 0" not in text and "0.051" not in text
+
+
+def test_a_run_that_was_not_aligned_is_not_finished_where_there_is_a_parallel_text(tmp_path):
+    plant(tmp_path, teff, seeds=1)
+    path = tmp_path / "anchored-ratio0.9.seed0.json"
+    result = json.loads(path.read_text())
+    del result["align"]
+    path.write_text(json.dumps(result))
+    for text, finished in (("both.zip", False), (None, True)):
+        grid = real.grid("nano", NAMES, CORPORA, text)
+        found = reproduce.read(tmp_path, "nano", "float32", grid)
+        assert ("anchored-ratio0.9" in found) == finished
+        assert "anchored-ratio0.5" in found and "fra-mono5" in found
+    # without one the page is made of the rest
+    report.write_report(tmp_path, "nano", found, None, real.tables("nano", NAMES),
+                        options="--corpus=a --corpus=b ")
+    assert "| anchored-ratio0.9 | eng |" in (tmp_path / "README.md").read_text()
+
+
+def test_a_table_with_a_gap_names_the_command_for_these_languages(tmp_path):
+    plant(tmp_path, teff, seeds=1)
+    (tmp_path / "eng-mono20.seed0.json").unlink()
+    found = reproduce.read(tmp_path, "nano", "float32", real.grid("nano", NAMES, CORPORA, "p"))
+    report.write_report(tmp_path, "nano", found, None, real.tables("nano", NAMES),
+                        options="--corpus=a --corpus=b --parallel=p ")
+    text = (tmp_path / "README.md").read_text()
+    assert ("Not there yet: eng-mono20. `python -m paper.reproduce --corpus=a --corpus=b "
+            "--parallel=p --tables=languages`") in text
 
 
 # ------------------------------------------------------------------------------------------------

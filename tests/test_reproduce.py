@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -99,7 +100,7 @@ def test_the_results_that_are_kept_in_the_repository_are_still_read():
     assert folders
     for out in folders:
         scale, options = out.parent.name, None  # of clones
-        if out.name.count("-") > 1:  # eng-fra-HASH-HASH
+        if re.fullmatch(r"\w+-\w+-[0-9a-f]{8}-[0-9a-f]{8}", out.name):  # eng-fra-HASH-HASH
             options = real.grid(scale, out.name.split("-")[:2], ["a", "b"], "c")
         found = reproduce.read(out, scale, reproduce.pick_dtype(out), options)
         files = {path.stem for path in out.glob("*.seed*.json")}
