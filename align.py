@@ -46,7 +46,7 @@ SHUFFLES = 8  # of the pairs, for the floor
 # are compared; windows for the gradients
 MATCHED_TOKENS, LINE_TOKENS, GRADIENT_WINDOWS = 8192, 65536, 500
 MATCHINGS = 4  # with other windows, for the floor: a matching takes a while
-ABOUT_AS_LONG = 10  # lines that are shuffled among one another, those next to each other in length
+ABOUT_AS_LONG = 4  # lines that are shuffled among one another, those next to each other in length
 USES = 5  # a token counts as used in a language if it is there as often
 # a measure is above its floor if by more than this, and by more than 5 standard deviations of the
 # shuffles
@@ -481,12 +481,14 @@ def matched_cosine(a, b, shift):
     """Mean over windows of the mean cosine of matched tokens (parallel.match).
 
     Each window of a [Ta, D] is matched with its own of b [Tb, D], or with one that stands `shift`
-    places from it.
+    places from it. Of all these as many tokens take part, so that no shift has more to choose from.
     """
     cosines = []
     for i in range(len(a)):
-        j = i + shift if i + shift < len(b) else i - shift
-        weights = F.normalize(a[i], dim=1) @ F.normalize(b[j], dim=1).T
+        others = [i + s if i + s < len(b) else i - s for s in range(MATCHINGS + 1)]
+        room = min(len(b[j]) for j in others)
+        other = b[others[shift]][:room]
+        weights = F.normalize(a[i], dim=1) @ F.normalize(other, dim=1).T
         cosines.append(weights.numpy()[parallel.match(weights)].mean())
     return np.mean(cosines)
 
