@@ -94,7 +94,8 @@ def place(folder, files):
     ("plain-eng/FRA01_Malot_eng.txt", "plain1/FRA01_Malot.txt"),  # ELTeC's
     ("a_eng.txt", "a.fra.txt"),
     ("eng/both/a.txt", "eng/both/a_fra.txt"),
-    ("./eng/tome_ii.txt", "./fra/tome_ii.txt"),
+    ("./eng/a.txt", "./fra/a.txt"),
+    ("ELTeC-fra-83f0/eng/a.txt", "ELTeC-fra-83f0/plain1/a.txt"),
     ("ELTeC-fra-83f0/plain-eng/FRA01_Malot_eng.txt", "ELTeC-fra-83f0/plain1/FRA01_Malot.txt"),
 ])
 def test_where_the_language_of_a_file_stands(here, names):
@@ -110,6 +111,12 @@ def test_where_the_language_of_a_file_stands(here, names):
     (here / "both").rename(here / "eng-fra")
     assert parallel.read_pairs("eng-fra", ["eng", "fra"]) == [PAIRS]
     assert parallel.read_pairs("both.zip", ["eng", "fra"]) == [PAIRS]
+
+
+def test_what_looks_like_a_language_is_not_taken_for_one(here):
+    place(here / "both", {"eng/tome_ii.txt": "One.", "eng/tome_iii.txt": "Two.",
+                          "fra/tome_ii.txt": "Un.", "fra/tome_iii.txt": "Deux."})
+    assert parallel.read_pairs("both", ["eng", "fra"]) == [[("One.", "Un.")], [("Two.", "Deux.")]]
 
 
 @pytest.mark.parametrize("files, expected", [
