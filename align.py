@@ -468,8 +468,8 @@ def matched_similarity(a, b):
     Raw, and after each language's mean is taken off. A matching finds something in any two texts,
     and more in longer ones: so the floor is high, and of windows that are about as long.
     """
-    centred_a = [x - torch.cat(a).mean(0) for x in a]
-    centred_b = [x - torch.cat(b).mean(0) for x in b]
+    mean_a, mean_b = torch.cat(a).mean(0), torch.cat(b).mean(0)
+    centred_a, centred_b = [x - mean_a for x in a], [x - mean_b for x in b]
     result = {}
     for measure, sides in (("matched", (a, b)), ("matched_centred", (centred_a, centred_b))):
         floors = [matched_cosine(*sides, shift) for shift in range(1, MATCHINGS + 1)]

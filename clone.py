@@ -147,6 +147,15 @@ def anchor_points(table, counts):
     return int(shared.sum()), float(counts[shared].sum() / counts.sum())
 
 
+def cloned_positions(base, row_a, row_b):
+    """Where a text base [...] has tokens whose ids differ between two languages, bool [...].
+
+    row_a, row_b [V]: rows of clone_table. Everywhere, if no id differs.
+    """
+    differ = (row_a != row_b)[base]
+    return differ if differ.any() else ~differ
+
+
 def shared_tokens(table, counts):
     """The same, of real languages: for each one, (how many of its tokens another has too, their
     share of its running text). table [N, V]: vocabulary_table; counts [N, V].
@@ -194,15 +203,6 @@ def short_name(corpus):
         if len(word) in (2, 3):
             return word
     return words[0][:3] if words else "l"
-
-
-def cloned_positions(base, row_a, row_b):
-    """Where a text base [...] has tokens whose ids differ between two languages, bool [...].
-
-    row_a, row_b [V]: rows of clone_table. Everywhere, if no id differs.
-    """
-    differ = (row_a != row_b)[base]
-    return differ if differ.any() else ~differ
 
 
 # ------------------------------------------------------------------------------------------------

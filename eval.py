@@ -462,13 +462,16 @@ def evaluate_run(run, last_n, most):
             "bits_per_byte": losses[scored].sum() / math.log(2) / n_bytes,
         })
 
-    # the first language and each other one, both ways. Of real languages there is no such test: it
-    # takes one text in two languages
+    # EN1 and each other clone, both ways. Of real languages there is no such test: it takes one text
+    # in two languages
+    directions = []
+    if run.clones:
+        for l in range(1, len(run.table)):
+            directions += [(0, l), (l, 0)]
     switch = {}
-    for l in range(1, len(run.table)) if run.clones else ():
-        for a, b in ((0, l), (l, 0)):
-            switch[f"{run.names[a]}->{run.names[b]}"] = code_switch(
-                run.model, texts[0], run.table, a, b, context, run.device)
+    for a, b in directions:
+        switch[f"{run.names[a]}->{run.names[b]}"] = code_switch(
+            run.model, texts[0], run.table, a, b, context, run.device)
     progress("")
     return {
         "checkpoint": data.file_sha256(run.folder / "model.pt"),
