@@ -462,8 +462,8 @@ def evaluate_run(run, last_n, most):
             "bits_per_byte": losses[scored].sum() / math.log(2) / n_bytes,
         })
 
-    # EN1 and each other clone, both ways. Of real languages there is no such test: it takes one text
-    # in two languages
+    # EN1 and each other clone, both ways. Real languages have no such test, which takes one text in
+    # two languages
     directions = []
     if run.clones:
         for l in range(1, len(run.table)):
