@@ -571,8 +571,9 @@ def test_the_floor_of_a_matching_is_of_windows_about_as_long():
     assert align.matched_cosine(a[30:], b[30:], 0) > align.matched_cosine(a[:10], b[:10], 0) + 0.1
 
 
-def test_a_token_that_two_languages_share():
+def test_a_token_that_two_languages_share(monkeypatch):
     """Half of the tokens are shared; their states are those of a copy, or of a stranger."""
+    monkeypatch.setattr(align, "MATCHED_TOKENS", 8192)
     shared = np.arange(0, V, 2)
     windows = []
     for window in translation("own", n=300):
@@ -665,8 +666,10 @@ def test_a_summary_is_the_mean_over_the_pairs():
 
 @pytest.fixture(autouse=True)
 def few_sequences(monkeypatch):
-    """Gradients of 500 single sequences take a while; 80 show as much."""
+    """Gradients of 500 single sequences take a while; 80 show as much. So with matchings."""
     monkeypatch.setattr(align, "SEQUENCES", 80)
+    monkeypatch.setattr(align, "GRADIENT_WINDOWS", 40)
+    monkeypatch.setattr(align, "MATCHED_TOKENS", 40 * T)
 
 
 @pytest.fixture(scope="module")
@@ -748,7 +751,7 @@ def test_pages_of_real_languages(real_runs, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["align.py", *names, "--parallel=both"])
     align.main()
     out = capsys.readouterr().out
-    assert "eng-fra: 400 pairs of lines, of which" in out
+    assert "eng-fra: 400 pairs of lines; 400 of them fit a window of 64 tokens" in out
     assert "runs/disjoint: eng with fra; each measure beside its floor" in out
     for name in names:
         result = json.loads((real_runs / name / "align.json").read_text())
@@ -762,8 +765,8 @@ def test_pages_of_real_languages(real_runs, monkeypatch, capsys):
         windows, _, _ = parallel.pack(documents, run.encoders, run.table, 64)
         shared = sorted(set(run.table[0]) & set(run.table[1]))
         assert pair["layers"] == align.parallel_similarity(run.model, windows, shared, CPU)
-        sides = [window.a for window in windows], [window.b for window in windows]
-        assert len(windows) <= align.GRADIENT_WINDOWS
+        some = align.evenly(windows, align.GRADIENT_WINDOWS)
+        sides = [window.a for window in some], [window.b for window in some]
         assert pair["gradients"] == align.compare_gradients(run.model, *sides, (None, None), CPU)
     assert (real_runs / "runs/align.png").exists()
 
