@@ -170,8 +170,12 @@ def against_floor(value, floors):
 
 def kept_windows(n, T):
     """Which of n windows of T tokens have their states kept: about STATES, from all the text."""
-    wanted = -(-STATES // T)  # rounded up
-    return np.unique(np.linspace(0, n - 1, wanted).astype(int))
+    return evenly_spaced(n, -(-STATES // T))  # rounded up
+
+
+def evenly_spaced(n, k):
+    """k of the numbers 0 to n - 1, or all if there are fewer, evenly spaced."""
+    return np.unique(np.linspace(0, n - 1, k).astype(int))
 
 
 @torch.no_grad()
@@ -414,7 +418,7 @@ def parallel_similarity(model, windows, shared, device, say=None):
 
 def evenly(windows, n):
     """n of the windows, or all if there are fewer, spread evenly over the text."""
-    return [windows[i] for i in np.unique(np.linspace(0, len(windows) - 1, n).astype(int))]
+    return [windows[i] for i in evenly_spaced(len(windows), n)]
 
 
 def states_of(model, sides, device):
@@ -584,11 +588,11 @@ def measure_real(run, parallel_text):
     progress("")
     print(f"{run.folder}: none of its {n_documents} training documents is in the parallel text")
 
-    pairs = {}
+    pairs, encoders = {}, run.encoders
     for l in range(1, len(run.table)):
         names, rows = [run.names[0], run.names[l]], [run.table[0], run.table[l]]
         name = "-".join(names)
-        windows = open_windows(run, parallel_text, names, [run.encoders[0], run.encoders[l]], rows)
+        windows = open_windows(run, parallel_text, names, [encoders[0], encoders[l]], rows)
 
         def say(share, name=name):
             progress(f"{run.folder}: {name}, hidden states {share:.0%}")

@@ -147,15 +147,6 @@ def anchor_points(table, counts):
     return int(shared.sum()), float(counts[shared].sum() / counts.sum())
 
 
-def cloned_positions(base, row_a, row_b):
-    """Where a text base [...] has tokens whose ids differ between two languages, bool [...].
-
-    row_a, row_b [V]: rows of clone_table. Everywhere, if no id differs.
-    """
-    differ = (row_a != row_b)[base]
-    return differ if differ.any() else ~differ
-
-
 def shared_tokens(table, counts):
     """The same, of real languages: for each one, (how many of its tokens another has too, their
     share of its running text). table [N, V]: vocabulary_table; counts [N, V].
@@ -167,6 +158,15 @@ def shared_tokens(table, counts):
         mine = np.isin(row, several)
         result.append((int(mine.sum()), float(count[mine].sum() / count.sum())))
     return result
+
+
+def cloned_positions(base, row_a, row_b):
+    """Where a text base [...] has tokens whose ids differ between two languages, bool [...].
+
+    row_a, row_b [V]: rows of clone_table. Everywhere, if no id differs.
+    """
+    differ = (row_a != row_b)[base]
+    return differ if differ.any() else ~differ
 
 
 # ------------------------------------------------------------------------------------------------
@@ -347,9 +347,9 @@ def make_batches(texts, table, stages, context, batch_size, steps, seed, rank=0,
     stream, place = make_turns(share, steps, batch_size, seed)
 
     orders, languages = [], []  # of each stream
-    for text, langs in zip(streams, speakers):
+    for s, (text, langs) in enumerate(zip(streams, speakers)):
         n = windows(text, context)
-        within = stages[:, langs] / np.maximum(stages[:, langs].sum(1, keepdims=True), 1e-12)
+        within = stages[:, langs] / np.maximum(share[:, s, None], 1e-12)
         orders.append(make_order(n, seed))
         languages.append(make_languages(n, within, steps, seed))
 

@@ -443,7 +443,7 @@ def evaluate_run(run, last_n, most):
                            f"one window of {run.folder} ({context + 1})")
 
     seen = runs.read_log(run.folder, "val_loss")[-1]["tokens_seen"]
-    languages = []
+    languages, lengths = [], {}  # of the tokens of each text
     for l, (name, text, row) in enumerate(zip(run.names, texts, run.table)):
         progress(f"{run.folder}: scoring {name}, of {len(run.table)} languages, "
                  f"on {min(most, len(text)):,} test tokens")
@@ -451,7 +451,9 @@ def evaluate_run(run, last_n, most):
         mean, error = mean_and_error(losses, text, run.corpora[l]["eot"])
         ppl = math.exp(min(mean, 700))
         scored = ~np.isnan(losses)
-        n_bytes = token_lengths(run.corpora[l], text)[text[scored]].sum()
+        if id(text) not in lengths:  # clones have one text
+            lengths[id(text)] = token_lengths(run.corpora[l], text)
+        n_bytes = lengths[id(text)][text[scored]].sum()
         languages.append({
             "name": name,
             "tokens_seen": seen[l],

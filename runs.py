@@ -66,6 +66,8 @@ class Run:
     @property
     def encoders(self):
         """The tokeniser of each language [N]."""
+        if self.clones:  # one and the same
+            return [encoder(self.corpora[0])] * len(self.corpora)
         return [encoder(corpus) for corpus in self.corpora]
 
     def texts(self, split):

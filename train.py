@@ -245,17 +245,16 @@ def evaluate(model, texts, table, names, context):
     """
     device = model.embedding.device
     losses = []
+    bases = {id(text): spread(text, context) for text in texts}  # of each text, [n, T + 1]
     for text, row in zip(texts, table):
-        n = min(clone.windows(text, context), max(1, EVAL_TOKENS // context))
-        ids = row[spread(text, context, n)]  # [n, T + 1]
+        ids = row[bases[id(text)]]
         parts = torch.from_numpy(ids).to(device).split(max(1, 4096 // context))
         losses.append(torch.cat([model(part) for part in parts]).mean().item())
 
     retrieval = {}
-    if any(text is not texts[0] for text in texts):
+    if len(bases) > 1:
         return losses, retrieval
-    n = min(clone.windows(texts[0], context), max(1, EVAL_TOKENS // context))
-    some = spread(texts[0], context, n)[:max(1, RETRIEVAL_STATES // context), :-1]
+    some = bases[id(texts[0])][:max(1, RETRIEVAL_STATES // context), :-1]
     cloned = clone.cloned_positions(some, table[0], table[-1])
     states = []
     for row in table:
@@ -268,8 +267,9 @@ def evaluate(model, texts, table, names, context):
     return losses, retrieval
 
 
-def spread(text, context, n):
-    """n windows of a text [n, T + 1], spread evenly over it."""
+def spread(text, context):
+    """Windows of a text [n, T + 1], EVAL_TOKENS in all, spread evenly over it."""
+    n = min(clone.windows(text, context), max(1, EVAL_TOKENS // context))
     starts = np.linspace(0, len(text) - context - 1, n).astype(int)
     return np.stack([text[i:i + context + 1] for i in starts])
 

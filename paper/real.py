@@ -35,24 +35,27 @@ def grid(scale, names, corpora, parallel):
                 size["steps"], size["batch_size"], percent)
     for vocabulary in VOCABULARIES:
         both = {"corpus": list(corpora), "vocabulary": vocabulary} | held_out
-        for ratio in RATIOS:
-            options[f"{vocabulary}-ratio{ratio}"] = both | {"ratio": ratio}
-        options[f"{vocabulary}-schedule0.9,0.1"] = both | {"schedule": "0.9,0.1"}
+        for name, mix in mixes(vocabulary).items():
+            options[name] = both | mix
     return options
+
+
+def mixes(vocabulary):
+    """{name of a run: its mix} of all runs of both languages with a vocabulary."""
+    found = {f"{vocabulary}-ratio{ratio}": {"ratio": ratio} for ratio in RATIOS}
+    found[f"{vocabulary}-schedule0.9,0.1"] = {"schedule": "0.9,0.1"}
+    return found
 
 
 def tables(scale, names):
     """{name: Table}, as report.tables."""
     laws = [f"{name}-mono{percent}" for name in names for percent in LAW_PERCENT]
-    mixes = []
-    for vocabulary in VOCABULARIES:
-        mixes += [f"{vocabulary}-ratio{ratio}" for ratio in RATIOS]
-        mixes.append(f"{vocabulary}-schedule0.9,0.1")
+    both = [run for vocabulary in VOCABULARIES for run in mixes(vocabulary)]
     return {
-        "languages": Table(f"{' and '.join(names)}", [*laws, *mixes], laws,
+        "languages": Table(" and ".join(names), [*laws, *both], laws,
                            partial(efficiencies, languages=names),
                            partial(draw_efficiencies, languages=names)),
-        "alignment": Table("Are the two languages represented alike?", mixes, [],
+        "alignment": Table("Are the two languages represented alike?", both, [],
                            partial(alignments, languages=names), draw_alignments),
     }
 
