@@ -179,15 +179,19 @@ def evenly_spaced(n, k):
 
 
 @torch.no_grad()
-def layer_similarity(model, base, row_a, row_b, device, say=None):
+def layer_similarity(model, base, row_a, row_b, say=None):
     """Each of MEASURES against its floor, for each layer, of one text in two languages.
 
     base [n, T]: ids of the text as tokenised; row_a, row_b [V]: the ids of the two languages.
-    Returns [{measure: against_floor(...)}], a dict a layer. Positions of anchor points are left
-    out: their states are alike by construction. say: called with the share that is done.
+    Returns [{measure: against_floor(...)}], a dict for each of GPT.stream_names. Positions of
+    anchor points are left out: their states are alike by construction. say: called with the share
+    that is done.
     """
+    device = model.embedding.device
     exact = "cpu" if device.type == "mps" else device  # MPS has no float64
-    n_layers, T = len(model.blocks) + 1, base.shape[1]
+    T = base.shape[1]
+    names = model.stream_names(T)
+    n_layers = len(names)
     rng = torch.Generator().manual_seed(0)
     cloned = torch.from_numpy(clone.cloned_positions(base, row_a, row_b)).to(exact)
     kept = kept_windows(len(base), T)
@@ -201,25 +205,39 @@ def layer_similarity(model, base, row_a, row_b, device, say=None):
         stream_a, stream_b = (
             [x.to(exact) for x in model.residual_stream(torch.from_numpy(row[text]).to(device))]
             for row in (row_a, row_b))
-        positions = mask.nonzero()[:, 1].cpu()
-        orders = [shuffled(positions, rng).to(exact) for _ in range(SHUFFLES)]
+        shuffle = shuffles_of(mask, rng)
         chosen = [j for j in range(len(text)) if i + j in kept]
-        for layer in range(n_layers):
-            a, b = stream_a[layer], stream_b[layer]
-            ckas[layer].add(a[mask], b[mask], orders)
+        for layer, (_, where) in enumerate(names):
+            a, b, m = stream_a[layer], stream_b[layer], mask[:, where]
+            ckas[layer].add(a[m], b[m], [order.to(exact) for order in shuffle(where)])
             for states, x in zip(samples[layer], (a, b)):
-                states.append(x[chosen][mask[chosen]].float())
+                states.append(x[chosen][m[chosen]].float())
         if say:
             say(min(1, (i + per_batch) / len(base)))
 
-    positions = cloned[kept].nonzero()[:, 1].cpu()
     result = []
-    for cka, (states_a, states_b) in zip(ckas, samples):
+    for cka, (states_a, states_b), (_, where) in zip(ckas, samples, names):
         a, b = torch.cat(states_a), torch.cat(states_b)
-        shuffles = [shuffled(positions, rng) for _ in range(SHUFFLES)]
+        shuffles = shuffles_of(cloned[kept], rng)(where)
         result.append(compare_states(a, b, shuffles) | {
             "cka": against_floor(cka.value(), [cka.value(i) for i in range(SHUFFLES)])})
     return result
+
+
+def shuffles_of(mask, rng):
+    """Return orders(where) -> SHUFFLES permutations of the states where mask [n, T] is true, in the
+    columns `where`, a slice: the layers that are of the same positions have the same ones.
+    """
+    made = {}
+
+    def orders(where):
+        key = where.start, where.stop
+        if key not in made:
+            positions = mask[:, where].nonzero()[:, 1].cpu()
+            made[key] = [shuffled(positions, rng) for _ in range(SHUFFLES)]
+        return made[key]
+
+    return orders
 
 
 def compare_states(a, b, shuffles):
@@ -238,19 +256,20 @@ def compare_states(a, b, shuffles):
 # ------------------------------------------------------------------------------------------------
 # Gradients
 
-def gradient_similarity(model, base, row_a, row_b, device):
+def gradient_similarity(model, base, row_a, row_b):
     """Cosine of the loss gradients of two clones, for each parameter tensor: compare_gradients.
 
     base [n, T + 1]: ids of the text as tokenised. Of the embeddings' gradients only the language's
     rows are compared, a token's with its clone's.
     """
-    return compare_gradients(model, row_a[base], row_b[base], (row_a, row_b), device)
+    return compare_gradients(model, row_a[base], row_b[base], (row_a, row_b))
 
 
-def compare_gradients(model, windows_a, windows_b, rows, device):
+def compare_gradients(model, windows_a, windows_b, rows, embeddings=True):
     """Cosine of the loss gradients of two languages, for each parameter tensor.
 
-    windows_a, windows_b [n]: ids of one text in both, window by window. rows: of gradients().
+    windows_a, windows_b [n]: ids of one text in both, window by window. rows, embeddings: of
+    gradients().
     Returns {name: {kind: cosine}}, the kinds being
         single   of the two languages on one window, mean over windows (paper: Gradient
                  similarity): most of such a gradient is of what this one window says
@@ -259,7 +278,7 @@ def compare_gradients(model, windows_a, windows_b, rows, device):
         within   of one language on two texts: as alike as anything gets here
     """
     half = (len(windows_a) + 1) // 2
-    a1, a2, b1, b2 = (gradients(model, part, device, row)
+    a1, a2, b1, b2 = (gradients(model, part, row, embeddings)
                       for windows, row in zip((windows_a, windows_b), rows)
                       for part in (windows[:half], windows[half:]))
     result = {}
@@ -271,7 +290,7 @@ def compare_gradients(model, windows_a, windows_b, rows, device):
 
     singles = {name: [] for name in result}
     for i in range(min(len(windows_a), SEQUENCES)):
-        a, b = (gradients(model, windows[i:i + 1], device, row)
+        a, b = (gradients(model, windows[i:i + 1], row, embeddings)
                 for windows, row in zip((windows_a, windows_b), rows))
         for name in result:
             singles[name].append(flat_cosine(a[name], b[name]))
@@ -281,29 +300,30 @@ def compare_gradients(model, windows_a, windows_b, rows, device):
     return result
 
 
-def gradients(model, windows, device, row):
+def gradients(model, windows, row, embeddings=True):
     """{name: gradient of the summed loss of windows}, by the names of Block's tensors.
 
-    windows: ids [n, T + 1], or a list of n windows that differ in length. qkv counts as three
-    tensors, and so does its bias. row [V]: the language's ids; of the embeddings' gradients only
-    its rows are kept, so that they stand in the same order for every language, a token's beside its
-    clone's. None: the tokens of real languages have no clones, and the embeddings are left out.
+    windows: ids [n, T + 1] of a language, or a list of n windows that differ in length. row [V]:
+    the language's ids. qkv counts as three tensors, and so does its bias. Of the embeddings'
+    gradients only the language's rows are kept, so that they stand in the same order for every
+    clone. Without embeddings these are left out: the tokens of real languages have no clones.
     """
     model.zero_grad()
     if isinstance(windows, list):
-        parts = [torch.from_numpy(window[None]) for window in windows]
+        parts = [window[None] for window in windows]
     else:
-        parts = torch.from_numpy(windows).split(max(1, 8192 // windows.shape[1]))
+        at_a_time = max(1, 8192 // windows.shape[1])
+        parts = [windows[i:i + at_a_time] for i in range(0, len(windows), at_a_time)]
     for part in parts:
-        model(part.to(device)).sum().backward()
+        model.text_losses(part, row).mean(1).sum().backward()
 
     result = {}
     for name, parameter in model.named_parameters():
         gradient = parameter.grad
         layer, _, tensor = name.rpartition(".")
         if tensor in ("embedding", "unembedding"):
-            if row is not None:
-                result[name] = gradient[torch.from_numpy(row).to(device)].clone()
+            if embeddings:
+                result[name] = gradient[torch.from_numpy(row).to(gradient.device)].clone()
         elif tensor in ("qkv", "qkv_bias"):
             for kind, part in zip("qkv", gradient.chunk(3)):
                 result[f"{layer}.{tensor.replace('qkv', kind)}"] = part.clone()
@@ -385,34 +405,32 @@ def embedding_similarity(model, row_a, row_b, frequency, bins=8):
 # Real languages: a text and its translation (paper: English-French)
 
 @torch.no_grad()
-def parallel_similarity(model, windows, shared, device, say=None):
+def parallel_similarity(model, windows, shared, say=None):
     """Each of PARALLEL_MEASURES against its floor, for each layer, of a text and its translation.
 
     windows: of parallel.pack. shared: the ids that both languages have, [] if none. Returns
     [{measure: against_floor(...)}], a dict a layer. say: called with the share that is done.
     """
-    n_layers = len(model.blocks) + 1
     # windows to match, in order of their length: so neighbours are about as long
     to_match = evenly(windows, MATCHED_TOKENS // model.config["context"])
     to_match.sort(key=lambda window: len(window.a) + len(window.b))
-    tokens_a = states_of(model, [window.a for window in to_match], device)
-    tokens_b = states_of(model, [window.b for window in to_match], device)
+    tokens_a = states_of(model, [window.a for window in to_match])
+    tokens_b = states_of(model, [window.b for window in to_match])
     ids_a, ids_b = (np.concatenate([window[side] for window in to_match]) for side in (0, 1))
 
     with_lines = evenly(windows, LINE_TOKENS // model.config["context"])
-    lines_a, lines_b = (mean_states(model, with_lines, side, device) for side in (0, 1))
+    lines_a, lines_b = (mean_states(model, with_lines, side) for side in (0, 1))
     lengths = line_lengths(with_lines)
 
     result = []
-    for layer in range(n_layers):
-        a, b = tokens_a[layer], tokens_b[layer]
+    for layer, (a, b) in enumerate(zip(tokens_a, tokens_b)):
         measures = matched_similarity(a, b)
         measures |= line_similarity(lines_a[layer], lines_b[layer], lengths)
         if len(shared):
             measures |= shared_similarity(torch.cat(a), torch.cat(b), ids_a, ids_b, shared)
         result.append(measures)
         if say:
-            say((layer + 1) / n_layers)
+            say((layer + 1) / len(tokens_a))
     return result
 
 
@@ -421,24 +439,29 @@ def evenly(windows, n):
     return [windows[i] for i in evenly_spaced(len(windows), n)]
 
 
-def states_of(model, sides, device):
-    """The residual stream of one side of windows, each ids [Ti]: a list of [Ti, D] a layer."""
-    of_layer = [[] for _ in range(len(model.blocks) + 1)]
+def states_of(model, sides):
+    """The residual stream of one side of windows, each ids [Ti]: a list of [Ti, D] a layer.
+
+    Of an encoder-decoder that of the encoder, which alone reads a text without writing another.
+    """
+    read = model.residual_stream
+    if model.config["arch"] == "encoder-decoder":
+        read = model.encode
+    of_window = []
     for ids in sides:
-        stream = model.residual_stream(torch.from_numpy(ids[None]).to(device))
-        for states, x in zip(of_layer, stream):
-            states.append(x[0].float().cpu())
-    return of_layer
+        stream = read(torch.from_numpy(ids[None]).to(model.embedding.device))
+        of_window.append([x[0].float().cpu() for x in stream])
+    return [list(of_layer) for of_layer in zip(*of_window)]
 
 
-def mean_states(model, windows, side, device):
+def mean_states(model, windows, side):
     """The mean state of each line of windows, on one side of them: [lines, D] for each layer.
 
     A line stands where its translation does. So that this alone does not tell them, the mean state
     at each position is taken off first.
     """
     result = []
-    for states in states_of(model, [window[side] for window in windows], device):
+    for states in states_of(model, [window[side] for window in windows]):
         longest = max(len(x) for x in states)
         at_position, times = torch.zeros(longest, states[0].shape[1]), torch.zeros(longest, 1)
         for x in states:
@@ -539,26 +562,32 @@ def shared_similarity(a, b, ids_a, ids_b, shared):
 # A run
 
 def measure(run, parallel_text=None):
-    """All of align.json: {"pairs": {"EN1-EN2": ...}}, the first language with each other one.
+    """All of align.json: {"names": of the layers, "pairs": {"EN1-EN2": ...}}, the first language
+    with each other one.
 
     parallel_text: of real languages, where lines and their translations are. Raises BadInput.
     """
+    names = [name for name, _ in run.model.stream_names(run.config.context)]
     if run.clones:
         measured = measure_clones(run)
     else:
         measured = measure_real(run, parallel_text)
-    return {"checkpoint": data.file_sha256(run.folder / "model.pt")} | measured
+        if run.config.arch == "encoder-decoder":  # of which only the encoder was looked at
+            names = [name for name in names if name.startswith("encoder")]
+    checkpoint = data.file_sha256(run.folder / "model.pt")
+    return {"checkpoint": checkpoint, "names": names} | measured
 
 
 def measure_clones(run):
     """What align.json holds of clones. Raises BadInput for too short a test text."""
     text, T = data.tokens(run.corpora[0], "test"), run.config.context
+    V = run.table.shape[1]
     n = min((len(text) - 1) // T, max(2, TOKENS // T))
     if n < 2:
         raise BadInput(f"the test split of {run.config.corpus} has {len(text)} tokens, "
                        f"fewer than two windows of {run.folder} ({2 * T + 1})")
     base = clone.consecutive(text, T, n)  # [n, T + 1]
-    frequency = data.count_tokens(data.tokens(run.corpora[0], "train"), run.config.vocab_size)
+    frequency = data.count_tokens(data.tokens(run.corpora[0], "train"), V)
 
     pairs = {}
     for l in range(1, len(run.table)):
@@ -567,11 +596,11 @@ def measure_clones(run):
         def say(share, name=name):
             progress(f"{run.folder}: {name}, hidden states {share:.0%}")
 
-        layers = layer_similarity(run.model, base[:, :-1], row_a, row_b, run.device, say)
+        layers = layer_similarity(run.model, base[:, :-1], row_a, row_b, say)
         progress(f"{run.folder}: {name}, gradients")
         pairs[name] = {
             "layers": layers,
-            "gradients": gradient_similarity(run.model, base, row_a, row_b, run.device),
+            "gradients": gradient_similarity(run.model, base, row_a, row_b),
             "embeddings": embedding_similarity(run.model, row_a, row_b, frequency),
         }
     progress("")
@@ -597,14 +626,14 @@ def measure_real(run, parallel_text):
         def say(share, name=name):
             progress(f"{run.folder}: {name}, hidden states {share:.0%}")
 
-        layers = parallel_similarity(run.model, windows, np.intersect1d(*rows), run.device, say)
+        layers = parallel_similarity(run.model, windows, np.intersect1d(*rows), say)
         progress(f"{run.folder}: {name}, gradients")
         some = [window for window in evenly(windows, GRADIENT_WINDOWS)
-                if min(len(window.a), len(window.b)) > 1]  # of one token there is no loss
+                if min(len(window.a), len(window.b)) > 2]  # of fewer there is no loss
         sides = [window.a for window in some], [window.b for window in some]
         pairs[name] = {
             "layers": layers,
-            "gradients": compare_gradients(run.model, *sides, (None, None), run.device),
+            "gradients": compare_gradients(run.model, *sides, rows, embeddings=False),
             "embeddings": {},
             "lines": len(line_lengths(evenly(windows, LINE_TOKENS // run.config.context))),
         }
@@ -617,16 +646,19 @@ def open_windows(run, parallel_text, names, encoders, rows):
 
     Raises BadInput for fewer than eight.
     """
+    room = run.config.context
+    if run.config.arch == "encoder-decoder":  # as much as its encoder reads
+        room //= 2
     passed_over = Counter()
     documents = parallel.read_pairs(parallel_text, names, passed_over)
-    windows, n_pairs, packed = parallel.pack(documents, encoders, rows, run.config.context)
+    windows, n_pairs, packed = parallel.pack(documents, encoders, rows, room)
     if len(windows) < 8:
         raise BadInput(f"the parallel text {parallel_text} has {len(windows)} windows of pairs "
-                       f"that fit {run.config.context} tokens: expected eight or more")
+                       f"that fit {room} tokens: expected eight or more")
     lone = passed_over.total()
     over = f" ({plural(lone, 'file')} passed over, without a translation)" if lone else ""
     print(f"{'-'.join(names)}: {n_pairs:,} pairs of lines{over}; {packed:,} of them fit a window "
-          f"of {run.config.context} tokens, in {len(windows):,} windows")
+          f"of {room} tokens, in {len(windows):,} windows")
     return windows
 
 
@@ -647,7 +679,7 @@ def mean_numbers(entries):
 def summary(result):
     """The mean of align.json over its language pairs.
 
-    {"layers": [{measure: {"value", "floor", "above"}}],
+    {"names": [of the layers], "layers": [{measure: {"value", "floor", "above"}}],
      "gradients": {tensor: {kind: cosine}}, "gradient": their mean over the blocks,
      "embeddings": {"input": {"value", "floor", "above", "all_pairs", "by_frequency"}, ...}}
     """
@@ -670,6 +702,7 @@ def summary(result):
         embeddings[side]["by_frequency"] = [mean_numbers(of_bin) for of_bin in bins]
 
     return {
+        "names": result["names"],
         "layers": layers,
         "gradients": gradients,
         "gradient": {kind: block_mean(gradients, kind) for kind in GRADIENTS},
@@ -702,9 +735,10 @@ def print_table(folder, languages, of_run):
     floor = "shuffled pairs" if clones else "other texts, about as long"
     print(f"\n{folder}: {languages[0]} with {', '.join(languages[1:])}; each measure beside its "
           f"floor ({floor}), * where it is clearly above it")
-    print("layer   " + "".join(f"{HEADS[m]:18}" for m in of_run["layers"][0]))
-    for i, layer in enumerate(of_run["layers"]):
-        print(f"{i:5}   " + "".join(f"{cell(entry):18}" for entry in layer.values()))
+    width = max(5, *(len(name) for name in of_run["names"]))
+    print(f"{'layer':{width}}   " + "".join(f"{HEADS[m]:18}" for m in of_run["layers"][0]))
+    for name, layer in zip(of_run["names"], of_run["layers"]):
+        print(f"{name:>{width}}   " + "".join(f"{cell(entry):18}" for entry in layer.values()))
     if not clones:
         print("matched: cosine of each token with the one of the translation that it goes with "
               "best, by a matching\nline retr.: how often is the nearest line of the other "
@@ -725,7 +759,8 @@ def print_table(folder, languages, of_run):
 
     above = []
     for m in of_run["layers"][0]:
-        layers = [str(i) for i, layer in enumerate(of_run["layers"]) if layer[m]["above"]]
+        layers = [name for name, layer in zip(of_run["names"], of_run["layers"])
+                  if layer[m]["above"]]
         if layers:
             word = "layer" if len(layers) == 1 else "layers"
             above.append(f"{words[m]} in {word} {', '.join(layers)}")

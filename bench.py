@@ -1,6 +1,7 @@
 """How fast is a train step here? This model against the plain way, in turns on the same machine.
 
     python bench.py                                  # about two minutes on 2 CPU cores
+    python bench.py --arch=encoder                   # of another architecture
     python bench.py --out=paper/results/bench.json   # and keep the numbers
 
 The plain way, written out in plain_loss, is what one writes first: fp32 throughout, one
@@ -29,7 +30,7 @@ import torch.nn.functional as F
 
 import clone
 from lib.cli import Parser, run_main, write_json
-from model import GPT, SIZES, faster_dtype, keep_freed_memory
+from model import ARCHITECTURES, GPT, SIZES, faster_dtype, keep_freed_memory
 
 # Two sizes, for the wider a model is, the more of its time goes into matmuls.
 SHAPES = {
@@ -41,12 +42,26 @@ SHAPES = {
 # ------------------------------------------------------------------------------------------------
 # The plain way
 
-def plain_loss(model, ids):
+def plain_loss(model, ids, lang=None, *masked):
     """ids [B, T + 1] -> loss of each sequence [B], the plain way, with the weights of `model`.
 
-    T has to be the whole context of the model.
+    T has to be the whole context of the model. masked: (shown, places) for an encoder. Of another
+    architecture than the decoder the states are the model's own, which in fp32 are made alike.
     """
-    inputs, targets = ids[:, :-1], ids[:, 1:]
+    if model.config["arch"] == "decoder":
+        states, targets = plain_states(model, ids[:, :-1]), ids[:, 1:]
+    else:
+        states, targets = model.predictions(ids, *masked)
+
+    # The logits of all positions exist at once here, B * T * V numbers in fp32, and so does their
+    # gradient. This is what model.py avoids.
+    logits = F.linear(model.norm(states), model.unembedding)
+    losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    return losses.view(targets.shape).mean(1)
+
+
+def plain_states(model, inputs):
+    """inputs [B, T] -> the states after the last layer of a decoder, [B, T, D]."""
     B, T = inputs.shape
     x = F.embedding(inputs, model.embedding)  # [B, T, D]
     if model.config["embedding_scale"]:
@@ -55,7 +70,7 @@ def plain_loss(model, ids):
     for block in model.blocks:
         # Attention. One matmul gives q, k and v, which are taken apart here: [B, H, T, d_head].
         qkv = F.linear(block.norm1(x), block.qkv, block.qkv_bias)
-        q, k, v = qkv.view(B, T, 3, block.n_head, block.d_head).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.view(B, T, 3, block.n_head, -1).permute(2, 0, 3, 1, 4)
         heads = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # [B, H, T, d_head]
         heads = heads.transpose(1, 2).reshape(B, T, -1)
         x = x + F.linear(heads, block.proj, block.proj_bias)
@@ -63,12 +78,7 @@ def plain_loss(model, ids):
         # MLP.
         hidden = F.linear(block.norm2(x), block.up, block.up_bias)  # [B, T, 4 D]
         x = x + F.linear(F.gelu(hidden, approximate="tanh"), block.down, block.down_bias)
-
-    # The logits of all positions exist at once here, B * T * V numbers in fp32, and so does their
-    # gradient. This is what model.py avoids.
-    logits = F.linear(model.norm(x), model.unembedding)
-    losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-    return losses.view(B, T).mean(1)
+    return x
 
 
 # ------------------------------------------------------------------------------------------------
@@ -96,14 +106,15 @@ def turn(way, shape, device, dtype, steps):
     shape: a dict as in SIZES. There are two languages, so the model has 2 * vocab_size ids.
     """
     # Both ways start from the same weights.
-    config = shape | {"vocab_size": 2 * shape["vocab_size"]}
+    table = make_table(shape)
+    config = shape | {"vocab_size": table.size}
     torch.manual_seed(0)
     if way == "nanoclone":
         keep_freed_memory()
-        model = GPT(config, dtype).to(device)
+        model = GPT(config, dtype, table).to(device)
         loss = model
     else:
-        model = GPT(config, torch.float32).to(device)
+        model = GPT(config, torch.float32, table).to(device)
         loss = partial(plain_loss, model)
 
     # One optimiser and one stream of batches, as in train.py, for both.
@@ -112,8 +123,8 @@ def turn(way, shape, device, dtype, steps):
 
     def train(first, last):
         for step in range(first, last):
-            ids, _ = batch(step)
-            loss(torch.from_numpy(ids).to(device)).mean().backward()
+            ids, lang, *masked = (torch.from_numpy(x).to(device) for x in batch(step))
+            loss(ids, lang, *masked).mean().backward()
             optimizer.step()
             optimizer.zero_grad()
 
@@ -128,25 +139,33 @@ def turn(way, shape, device, dtype, steps):
     return seconds, batch_seconds, peak_memory(device)
 
 
+def make_table(shape):
+    """The ids of two clones, with a mask for an encoder."""
+    return clone.clone_table(np.ones(shape["vocab_size"] + (shape["arch"] == "encoder")), 2)
+
+
 def make_batches(shape, steps):
-    """batch(step) of clone.make_batches, in two languages at 90/10, from a text that means nothing.
+    """batch(step) -> (ids, lang) of clone.make_batches, in two languages at 90/10, from a text that
+    means nothing; for an encoder also (shown, places).
 
     Speed does not depend on what a text says. Its tokens are about as frequent as those of a
     real one, the most frequent far more often than the rest (Zipf's law).
     """
-    V = shape["vocab_size"]
+    V, context, batch_size = shape["vocab_size"], shape["context"], shape["batch_size"]
     rng = np.random.default_rng(0)
     # Zipf's numbers are 1, 2, 3, ... without end: 1 to V are kept, and ids are 0 to V - 1.
     text = rng.zipf(1.2, 2_000_000).clip(max=V).astype(np.uint16) - 1
-    return clone.make_batches(
-        [text, text],
-        table=clone.clone_table(np.ones(V), languages=2),
-        stages=np.array([[0.9, 0.1]]),
-        context=shape["context"],
-        batch_size=shape["batch_size"],
-        steps=steps,
-        seed=0,
-    )
+    table, stages = make_table(shape), np.array([[0.9, 0.1]])
+    batch = clone.make_batches([text, text], table, stages, context, batch_size, steps, seed=0)
+    if shape["arch"] != "encoder":
+        return batch
+
+    def masked_batch(step):
+        ids, lang = batch(step)
+        dice = clone.roll_dice(batch_size, context, step=step)
+        return ids, lang, *clone.mask_tokens(ids, table[lang], dice)
+
+    return masked_batch
 
 
 def timed(function, device):
@@ -194,18 +213,33 @@ def matmul_flops(shape):
     """FLOPs of the matmuls of one train step of a model in two languages.
 
     A token costs 6 a weight: a multiplication and an addition forwards, and twice that backwards.
-    Attention's own two matmuls, of [T, d_head] with [d_head, T] and of [T, T] with [T, d_head],
-    cost 6 * 2 * T * H * d_head a token and layer. The half of [T, T] that causality masks counts,
+    Attention's own two matmuls, of [T, d_head] with [d_head, S] and of [T, S] with [S, d_head],
+    cost 6 * 2 * S * H * d_head a token and layer. The half of [T, T] that causality masks counts,
     for it is computed.
     """
     B, T = shape["batch_size"], shape["context"]
     D, L = shape["d_model"], shape["n_layer"]
-    attention = shape["n_head"] * shape["d_head"]
+    width = shape["n_head"] * shape["d_head"]  # of the attention
 
     # A layer has q, k, v and proj, and up and down, four times as wide as the residual stream.
-    # The unembedding has a row for each id of both languages.
-    weights = L * (4 * attention * D + 8 * D * D) + 2 * shape["vocab_size"] * D
-    return 6 * B * T * (weights + 2 * L * T * attention)
+    attends, works = 4 * width * D, 8 * D * D
+    if shape["arch"] == "encoder-decoder":
+        # half of the tokens in each half of the layers; the decoder has a second attention
+        half, layers = T // 2, L // 2
+        blocks = half * layers * (2 * (attends + works + 2 * half * width)
+                                  + attends + 2 * half * width)
+        predicted = half
+    else:
+        blocks = T * L * (attends + works + 2 * T * width)
+        predicted = T
+    if shape["arch"] == "encoder":
+        predicted = clone.masked_places(clone.roll_dice(1, T)).shape[1]
+
+    # The unembedding has a row for each id of both languages, or, with heads of their own, of one.
+    ids = shape["vocab_size"] + (shape["arch"] == "encoder")
+    if shape["heads"] == "shared":
+        ids *= 2
+    return 6 * B * (blocks + predicted * ids * D)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -243,8 +277,8 @@ def print_head(result):
     """Say what is measured, and on what, and name the columns."""
     # The machine first: no number means anything without it.
     print(
-        f"torch {result['torch']}, {result['threads']} threads, {result['device']}, "
-        f"activations {result['dtype']}, "
+        f"{result['arch']}, torch {result['torch']}, {result['threads']} threads, "
+        f"{result['device']}, activations {result['dtype']}, "
         f"matmul peak {result['matmul_peak_flops'] / 1e9:,.0f} GFLOP/s; "
         f"{result['turns']} turns of {result['steps']} steps\n"
     )
@@ -268,6 +302,7 @@ def main():
     cuda = torch.cuda.is_available()
     parser.option("--turns", 4, "turns of each way, A B A B ...", int)
     parser.option("--steps", 20, "train steps a turn", int)
+    parser.option("--arch", "decoder", "architecture, as in train.py", choices=ARCHITECTURES)
     parser.option("--device", "cuda" if cuda else "cpu", "cpu or cuda", choices=["cpu", "cuda"])
     parser.option("--out", None, "a JSON file to write the numbers to as well (default: none)")
     args, _ = parser.parse()
@@ -283,6 +318,7 @@ def main():
         "threads": torch.get_num_threads(),
         "turns": args.turns,
         "steps": args.steps,
+        "arch": args.arch,
         "matmul_peak_flops": peak,
         "models": {},
     }
@@ -290,6 +326,7 @@ def main():
     # Both ways on each model. A row is shown as soon as it is there.
     print_head(result)
     for name, shape in SHAPES.items():
+        shape = shape | {"arch": args.arch}
         fast, plain = take_turns(shape, device, dtype, args.turns, args.steps)
         row = compare(shape, fast, plain, peak)
         print_row(name, row)

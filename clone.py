@@ -232,13 +232,22 @@ def open_texts(corpora, split):
     return texts
 
 
-def make_table(corpora, corpus, cloned, anchor_seed, vocabulary):
-    """The table [N, V] of the languages: vocabulary_table of real ones, clone_table of clones."""
+def make_table(corpora, corpus, cloned, anchor_seed, vocabulary, mask=False):
+    """The table [N, V] of the languages: vocabulary_table of real ones, clone_table of clones.
+
+    mask: each language has one token more, the last one, which an encoder sees in the place of
+    those that it has to find. Languages share it where they share end-of-text: so clones with no
+    token in common have none here either. The table is [N, V + 1] then.
+    """
     if isinstance(corpus, list):
-        vocabularies = [token_bytes(encoder(c)) for c in corpora]
+        vocabularies = [token_bytes(encoder(c)) + [b"<|mask|>"] * mask for c in corpora]
         return vocabulary_table(vocabularies, vocabulary == "anchored")
-    counts = data.count_tokens(data.tokens(corpora[0], "train"), corpora[0]["vocab_size"])
-    return clone_table(counts, len(corpora), cloned, anchor_seed)
+    counts = data.count_tokens(data.tokens(corpora[0], "train"), corpora[0]["vocab_size"] + mask)
+    table = clone_table(counts, len(corpora), cloned, anchor_seed)
+    eot = corpora[0]["eot"]
+    if mask and table[0, eot] == table[-1, eot]:
+        table[:, -1] = table[0, -1]
+    return table
 
 
 # ------------------------------------------------------------------------------------------------
@@ -327,6 +336,11 @@ def make_turns(stages, steps, batch_size, seed):
     return stream, place
 
 
+def part(batch_size, rank, world):
+    """Which sequences of a batch are those of process `rank` of `world`, a slice."""
+    return slice(rank * batch_size // world, (rank + 1) * batch_size // world)
+
+
 def make_batches(texts, table, stages, context, batch_size, steps, seed, rank=0, world=1):
     """Return batch(step) -> (ids int64 [B / world, T + 1], lang int64 [B / world]).
 
@@ -355,7 +369,7 @@ def make_batches(texts, table, stages, context, batch_size, steps, seed, rank=0,
 
     def batch(step):
         k = step * batch_size + np.arange(batch_size)  # the number of each sequence in the run
-        k = k[rank * batch_size // world:(rank + 1) * batch_size // world]
+        k = k[part(batch_size, rank, world)]
         lang, ids = np.empty_like(k), np.empty((len(k), width), dtype=np.int64)
         for s, (text, langs) in enumerate(zip(streams, speakers)):
             here = stream[k] == s
@@ -395,6 +409,53 @@ def read_in_two_languages(n, stages, batch_size, steps, seed):
         twice[window] |= (first[window] >= 0) & (first[window] != lang)
         first[window] = np.where(first[window] < 0, lang, first[window])
     return int(twice.sum())
+
+
+# ------------------------------------------------------------------------------------------------
+# What is masked, for an encoder
+
+MASKED = 0.15  # of the positions (Devlin et al. 2019)
+
+
+def roll_dice(n, context, seed=0, step=0):
+    """What decides which tokens of n sequences are masked: numbers in [0, 1), [n, 3, T].
+
+    A pure function of (seed, step). With the defaults, it is the one masking that is used wherever
+    something is measured.
+    """
+    return np.random.default_rng([seed, 5, step]).random((n, 3, context))
+
+
+def masked_places(dice):
+    """The positions that an encoder is asked about [n, P]: 15 % of the T of each sequence."""
+    T = dice.shape[2]
+    return np.sort(dice[:, 0].argsort(1)[:, :max(1, round(MASKED * T))], axis=1)
+
+
+def mask_tokens(ids, rows, dice):
+    """What an encoder reads of ids [n, T + 1], and where it is asked which token stands there.
+
+    Returns (shown [n, T], places [n, P]). At 80 % of the places the mask is shown, at 10 % any
+    other token of the same language, and at 10 % the token itself, so that the states of a text
+    without a mask are of use too (Devlin et al. 2019).
+
+    rows [V + 1], or [n, V + 1]: the ids of the language of each, the mask the last of them. dice:
+    roll_dice. They know nothing of the language: a text is masked alike in all clones. Say
+
+        ids      0 1 2 3 4 5 6 7      places  2 5
+        shown    0 1 M 3 4 9 6           2 is masked, and for 5 stands another token
+    """
+    rows = np.broadcast_to(rows, (len(ids), rows.shape[-1]))
+    V = rows.shape[1] - 1
+    places = masked_places(dice)
+    which, token = (np.take_along_axis(dice[:, i], places, 1) for i in (1, 2))
+
+    mask, itself = rows[:, -1:], np.take_along_axis(ids, places, 1)
+    other = np.take_along_axis(rows, (token * V).astype(np.int64), 1)
+    shown = ids[:, :-1].copy()
+    instead = np.where(which < 0.8, mask, np.where(which < 0.9, other, itself))
+    np.put_along_axis(shown, places, instead, 1)
+    return shown, places
 
 
 # ------------------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ B_RANGE = 0.01, 3.0  # of the law's exponent
 # Perplexity
 
 @torch.no_grad()
-def score(model, text, row, context, last_n, device, most=math.inf):
+def score(model, text, row, context, last_n, most=math.inf):
     """Loss in nats of each token of a text in one language, float64 [len(text)].
 
     Every token but the first few is scored once, with at least context - last_n tokens before it.
@@ -50,25 +50,33 @@ def score(model, text, row, context, last_n, device, most=math.inf):
         window 3           . . . x x
         window 4             . . . x x     the last one ends with the text
 
-    nan for the first context - last_n + 1 tokens, which have too little before them.
+    nan for the first context - last_n + 1 tokens, which have too little before them. An encoder
+    sees both sides of a token: so its windows lie side by side, and of each the masked tokens are
+    scored, always the same ones; nan for all others.
 
     row [V]: the language's ids, a row of clone.clone_table. most: score about that many tokens, in
     windows spread evenly over the text; nan for the rest. Raises BadInput if a loss is not finite.
     """
     losses = np.full(len(text), np.nan)
+    encoder = model.config["arch"] == "encoder"
+    stride = context if encoder else last_n
     last_start = len(text) - 1 - context
-    starts = np.append(np.arange(0, last_start, last_n), last_start)
-    if len(starts) * last_n > most:
-        kept = np.linspace(0, len(starts) - 1, max(1, int(most) // last_n)).astype(int)
+    starts = np.append(np.arange(0, last_start, stride), last_start)
+    if len(starts) * stride > most:
+        kept = np.linspace(0, len(starts) - 1, max(1, int(most) // stride)).astype(int)
         starts = starts[kept]
 
     for group in np.array_split(starts, math.ceil(len(starts) * context / 8192)):
         window = group[:, None] + np.arange(context + 1)  # positions [windows, T + 1]
-        ids = torch.from_numpy(row[text[window]]).to(device)
-        scored = model.token_losses(ids, last=last_n)
+        scored = model.text_losses(row[text[window]], row, last_n)
         if not scored.isfinite().all():
             raise BadInput("a loss is not finite: the model is broken, train it anew")
-        losses[window[:, -last_n:]] = scored.cpu().double().numpy()
+        if encoder:
+            dice = clone.roll_dice(len(window), context)
+            places = np.take_along_axis(window, clone.masked_places(dice), 1)
+        else:
+            places = window[:, -last_n:]
+        losses[places] = scored.cpu().double().numpy()
     return losses
 
 
@@ -98,7 +106,7 @@ def mean_and_error(losses, text, eot):
 # Code-switching
 
 @torch.no_grad()
-def code_switch(model, text, table, first, second, context, device):
+def code_switch(model, text, table, first, second, context):
     """Loss in nats of the second half of windows, after a first half in this or another language.
 
     Returns {"plain": ..., "within": ...}. "within" takes the softmax over the second language's
@@ -106,27 +114,40 @@ def code_switch(model, text, table, first, second, context, device):
     each:
         same       the first half is in the second language too
         switched   the first half is in the first language
-        none       there is no first half
+        none       there is no first half; an encoder-decoder, which needs one, has that of another
+                   window
         gap        switched - same: 0 where all of the context carries across
         worth      none - same: what there is to carry
     """
+    device, arch = model.embedding.device, model.config["arch"]
     half = context // 2
     n = min((len(text) - 1) // context, max(1, SWITCH_TOKENS // context))
     base = clone.consecutive(text, context, n)  # [n, T + 1]
-    second_half = table[second][base[:, half:]]
-    inputs = {
-        "same": np.concatenate([table[second][base[:, :half]], second_half], axis=1),
-        "switched": np.concatenate([table[first][base[:, :half]], second_half], axis=1),
-        "none": second_half,
+    before, second_half = base[:, :half], table[second][base[:, half:]]
+    first_half = {
+        "same": table[second][before],
+        "switched": table[first][before],
+        "none": before[:, :0],
     }
+    if arch == "encoder-decoder":
+        first_half["none"] = np.roll(first_half["same"], 1, axis=0)
+    if arch == "encoder":  # only the second half is masked
+        dice = clone.roll_dice(n, context - half)
+        shown, places = clone.mask_tokens(second_half, table[second], dice)
 
     result = {}
     own_ids = torch.from_numpy(np.unique(table[second])).to(device)
-    for kind, rows in (("plain", None), ("within", own_ids)):
+    for kind, rows in (("plain", model.head(table[second])), ("within", own_ids)):
         means = {}
-        for case, ids in inputs.items():
-            parts = torch.from_numpy(ids).to(device).split(max(1, 8192 // context))
-            losses = [model.token_losses(part, last=context - half, rows=rows) for part in parts]
+        for case, start in first_half.items():
+            arrays = [np.concatenate([start, second_half], axis=1)]
+            if arch == "encoder":
+                arrays += [np.concatenate([start, shown], axis=1), places + start.shape[1]]
+            losses = []
+            at_a_time = max(1, 8192 // context)
+            for i in range(0, n, at_a_time):
+                ids, *masked = (torch.from_numpy(x[i:i + at_a_time]).to(device) for x in arrays)
+                losses.append(model.token_losses(ids, context - half, rows, masked))
             means[case] = torch.cat(losses).cpu().double().mean().item()
         means["gap"] = means["switched"] - means["same"]
         means["worth"] = means["none"] - means["same"]
@@ -269,8 +290,9 @@ def teff_between(points, ppl, n):
 # a monolingual run may have its own: it is what a monolingual model *can* reach that counts
 TUNED = ("batch_size", "lr", "embedding_std")
 # the corpus counts by its hash, not by its name
+# and of one language, a head of its own is the head
 NOT_OF_THE_RECIPE = {"ratio", "languages", "schedule", "cloned", "anchor_seed", "steps", "seed",
-                     "size", "dtype", "corpus", "vocabulary", "parallel", *TUNED}
+                     "size", "dtype", "corpus", "vocabulary", "parallel", "heads", *TUNED}
 
 
 def recipe(config, l=0):
@@ -447,7 +469,7 @@ def evaluate_run(run, last_n, most):
     for l, (name, text, row) in enumerate(zip(run.names, texts, run.table)):
         progress(f"{run.folder}: scoring {name}, of {len(run.table)} languages, "
                  f"on {min(most, len(text)):,} test tokens")
-        losses = score(run.model, text, row, context, last_n, run.device, most)
+        losses = score(run.model, text, row, context, last_n, most)
         mean, error = mean_and_error(losses, text, run.corpora[l]["eot"])
         ppl = math.exp(min(mean, 700))
         scored = ~np.isnan(losses)
@@ -473,7 +495,7 @@ def evaluate_run(run, last_n, most):
     switch = {}
     for a, b in directions:
         switch[f"{run.names[a]}->{run.names[b]}"] = code_switch(
-            run.model, texts[0], run.table, a, b, context, run.device)
+            run.model, texts[0], run.table, a, b, context)
     progress("")
     return {
         "checkpoint": data.file_sha256(run.folder / "model.pt"),
@@ -531,6 +553,13 @@ def print_table(results):
             name = ""
 
 
+def check_can_sample(folder, config):
+    """Raise BadInput for an encoder."""
+    if config.arch == "encoder":
+        raise BadInput(f"{folder} is an encoder, which fills in masked tokens and cannot continue "
+                       "a text: leave --sample out")
+
+
 def number(value, form):
     return "never" if value is None else format(value, form)
 
@@ -563,7 +592,7 @@ def print_samples(run, n=60, width=46):
     for name, text, row, enc in list(zip(run.names, run.texts("test"), table, encoders))[:3]:
         prompt = np.array(text[:32])
         ids = torch.from_numpy(row[prompt]).to(model.embedding.device)
-        out = model.sample(ids, n)[len(prompt):].cpu().numpy()
+        out = model.sample(ids, n, rows=model.head(row))[len(prompt):].cpu().numpy()
         own = np.isin(out, row).mean()
         column = [f"{name} ({own:.0%} of its tokens are {name}'s)", "-" * width]
         column += textwrap.wrap(f"prompt: {enc.decode(prompt.tolist())!r}", width) + [""]
@@ -575,6 +604,26 @@ def print_samples(run, n=60, width=46):
     for i in range(max(len(column) for column in columns)):
         cells = [column[i] if i < len(column) else "" for column in columns]
         print("   ".join(f"{cell:{width}}" for cell in cells).rstrip())
+
+
+def scored_positions(run, last_n):
+    """How many positions are scored at the end of each window of a run; None for an encoder, which
+    is scored where the text is masked. Raises BadInput.
+    """
+    arch, context = run.config.arch, run.config.context
+    if arch == "encoder":
+        if last_n is not None:
+            raise BadInput(f"{run.folder} is an encoder, which is scored where the text is masked: "
+                           "leave --last_n out")
+        return None
+    if last_n is None:
+        return max(1, context // 4)
+    if arch == "encoder-decoder" and not 0 < last_n <= context // 2:
+        raise BadInput(f"--last_n={last_n}: expected 1 to {context // 2}, the tokens that the "
+                       f"decoder of {run.folder} writes")
+    if not 0 < last_n <= context:
+        raise BadInput(f"--last_n={last_n}: expected 1 to {context}, the context of {run.folder}")
+    return last_n
 
 
 def main():
@@ -595,17 +644,13 @@ def main():
         raise BadInput(f"--tokens={args.tokens}: expected 1 or more")
 
     if args.sample:
-        for run in runs.open_runs(args.runs, device, corpus=args.corpus):
+        for run in runs.open_runs(args.runs, device, corpus=args.corpus, check=check_can_sample):
             print_samples(run)
         return
 
     results = []
     for run in runs.open_runs(args.runs, device, corpus=args.corpus):
-        context = run.config.context
-        last_n = max(1, context // 4) if args.last_n is None else args.last_n
-        if not 0 < last_n <= context:
-            raise BadInput(f"--last_n={last_n}: expected 1 to {context}, "
-                           f"the context of {run.folder}")
+        last_n = scored_positions(run, args.last_n)
         result = load_result(run, last_n, args.tokens) or evaluate_run(run, last_n, args.tokens)
         results.append((run.folder, run.config, result))
 
@@ -613,9 +658,18 @@ def main():
     for folder, _, result in results:
         write_json(folder / "eval.json", result)
     print_table(results)
+    archs = {config.arch for _, config, _ in results}
+    if "encoder" in archs:
+        print("perplexity of an encoder: of the masked tokens, 15 % of the text, always the same")
+    if "encoder-decoder" in archs:
+        print("perplexity of an encoder-decoder: of the last tokens that the decoder writes, after "
+              "a half that the encoder reads")
     print_switches(results)
     print("\n" + "\n".join(remarks))
-    print(f"eval.json is in each run's folder. Next:\n  python eval.py {results[0][0]} --sample")
+    print("eval.json is in each run's folder. Next:")
+    folder, config, _ = results[0]
+    if config.arch != "encoder":
+        print(f"  python eval.py {folder} --sample")
     bilingual = [(folder, config) for folder, config, _ in results if config.languages > 1]
     if bilingual:
         parallel = "" if all(runs.are_clones(c) for _, c in bilingual) else " --parallel=PATH"

@@ -7,6 +7,19 @@ else: weights stay in fp32 and are cast where used, so that activations can be b
 taken in chunks, so that the logits of all positions never exist at once; attention is written out
 on a CPU in bf16, where scaled_dot_product_attention is slow.
 
+Two other architectures are made of the same block; the paper has neither. Which way a token takes:
+
+    decoder               encoder                  encoder-decoder
+    all tokens            all, 15 % masked         first half          second half
+        |                     |                        |                    |
+    embedding             embedding                embedding            embedding
+        |                     |                        |                    |
+    n_layer blocks,       n_layer blocks,          n_layer / 2,         n_layer / 2 blocks,
+    each token sees       each token sees          each token sees      each sees those before it,
+    those before it       all of them              all of that half --> and the encoder's states
+        |                     |                                             |
+    the next token        what was masked                               the next token
+
 Shapes: B batch, T context, D width (d_model), H heads, V all ids of all languages.
 """
 import contextlib
@@ -15,16 +28,19 @@ import math
 import sys
 import time
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+import clone
 from data import VOCAB_SIZE
 from lib import ddp
 from lib.cli import BadInput
 
 # A size is a model and the recipe that goes with it. What all share is the paper's.
 PAPER = dict(
+    arch="decoder", heads="shared",
     context=512, bias=True, embedding_scale=True, embedding_std=0.02, tied=False,
     vocab_size=16384, cloned=1.0, batch_size=128, steps=18265, lr=6e-4, optimizer="adam",
 )
@@ -46,6 +62,10 @@ SIZES = {
 }
 
 
+ARCHITECTURES = ("decoder", "encoder", "encoder-decoder")
+HEADS = ("shared", "per-language")
+
+
 # ------------------------------------------------------------------------------------------------
 # The parts
 
@@ -56,20 +76,34 @@ def linear(x, weight, bias=None):
     return F.linear(x, weight.to(x.dtype), bias)
 
 
-def attention(q, k, v):
-    """Causal softmax attention over q, k, v [B, H, T, d_head] -> [B, H, T, d_head].
+def attention(q, k, v, causal=True):
+    """Softmax attention of q [B, H, T, d_head] over k, v [B, H, S, d_head] -> [B, H, T, d_head].
 
-    The same function two ways, each where it is faster.
+    causal: position t of q sees those up to t alone; S is T then. The same function two ways, each
+    where it is faster.
     """
     if q.device.type != "cpu" or q.dtype != torch.bfloat16:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
 
     B, H, T, d_head = q.shape
-    q, k, v = (x.reshape(B * H, T, d_head) for x in (q, k, v))
+    q, k, v = (x.reshape(B * H, -1, d_head) for x in (q, k, v))
     # -inf where a query would look ahead; baddbmm adds it to q @ k.T in one pass
-    future = torch.full((T, T), -torch.inf, dtype=q.dtype).triu(1)
-    scores = torch.baddbmm(future, q, k.transpose(1, 2), alpha=1 / math.sqrt(d_head))
+    mask = torch.zeros(T, k.shape[1], dtype=q.dtype)
+    if causal:
+        mask = torch.full_like(mask, -torch.inf).triu(1)
+    scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=1 / math.sqrt(d_head))
     return (scores.softmax(-1) @ v).view(B, H, T, d_head)
+
+
+def split_heads(x, n, n_head):
+    """x [B, T, n * H * d_head] -> n tensors [B, H, T, d_head], as q, k, v are from one matmul."""
+    B, T, _ = x.shape
+    return x.view(B, T, n, n_head, -1).permute(2, 0, 3, 1, 4)
+
+
+def join_heads(x):
+    """x [B, H, T, d_head] -> [B, T, H * d_head]: the heads side by side again."""
+    return x.transpose(1, 2).flatten(2)
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
@@ -133,29 +167,46 @@ class Block(nn.Module):
 
     Both read the residual stream through a norm, and add what they find to it. The weights are
     named after what they do: qkv, proj (the attention's output), up and down (the MLP's two).
+
+    causal: each position sees those before it and itself, else all. With cross, the block has a
+    second attention between the two, which looks at a memory: the states of an encoder.
     """
 
-    def __init__(self, d_model, n_head, d_head, bias):
+    def __init__(self, d_model, n_head, d_head, bias, causal=True, cross=False):
         super().__init__()
-        self.n_head, self.d_head = n_head, d_head
+        self.n_head, self.causal, self.cross = n_head, causal, cross
         d_attention = n_head * d_head  # d_model, but for mini
         self.norm1, self.norm2 = LayerNorm(d_model), LayerNorm(d_model)
-        self.qkv = nn.Parameter(torch.empty(3 * d_attention, d_model))
-        self.proj = nn.Parameter(torch.empty(d_model, d_attention))
-        self.up = nn.Parameter(torch.empty(4 * d_model, d_model))
-        self.down = nn.Parameter(torch.empty(d_model, 4 * d_model))
-        for name in ("qkv", "proj", "up", "down"):
-            d_out = len(getattr(self, name))
+        shapes = {
+            "qkv": (3 * d_attention, d_model),
+            "proj": (d_model, d_attention),
+            "up": (4 * d_model, d_model),
+            "down": (d_model, 4 * d_model),
+        }
+        if cross:
+            self.cross_norm = LayerNorm(d_model)
+            shapes["cross_q"] = d_attention, d_model
+            shapes["cross_kv"] = 2 * d_attention, d_model
+            shapes["cross_proj"] = d_model, d_attention
+        for name, shape in shapes.items():
+            self.register_parameter(name, nn.Parameter(torch.empty(shape)))
+        for name, (d_out, _) in shapes.items():
             self.register_parameter(
                 f"{name}_bias", nn.Parameter(torch.zeros(d_out)) if bias else None)
 
-    def forward(self, x):
-        B, T, _ = x.shape
-        # [B, T, 3 H d_head] -> q, k, v, each [B, H, T, d_head]
+    def forward(self, x, memory=None):
+        """x [B, T, D] -> [B, T, D]. memory [B, S, D]: what the second attention looks at."""
         qkv = linear(self.norm1(x), self.qkv, self.qkv_bias)
-        q, k, v = qkv.view(B, T, 3, self.n_head, self.d_head).permute(2, 0, 3, 1, 4)
-        heads = attention(q, k, v).transpose(1, 2).reshape(B, T, -1)  # side by side again
+        q, k, v = split_heads(qkv, 3, self.n_head)
+        heads = join_heads(attention(q, k, v, self.causal))
         x = x + linear(heads, self.proj, self.proj_bias)
+
+        if self.cross:
+            query = linear(self.cross_norm(x), self.cross_q, self.cross_q_bias)
+            [q] = split_heads(query, 1, self.n_head)
+            k, v = split_heads(linear(memory, self.cross_kv, self.cross_kv_bias), 2, self.n_head)
+            heads = join_heads(attention(q, k, v, causal=False))
+            x = x + linear(heads, self.cross_proj, self.cross_proj_bias)
 
         hidden = F.gelu(linear(self.norm2(x), self.up, self.up_bias), approximate="tanh")
         return x + linear(hidden, self.down, self.down_bias)
@@ -165,27 +216,39 @@ class Block(nn.Module):
 # The model
 
 class GPT(nn.Module):
-    """model(ids [B, T + 1]) -> loss of each sequence [B], in nats per token.
+    """model(ids [B, T + 1]) -> loss of each sequence [B], in nats per token that is predicted.
 
-    config: a dict with vocab_size (the ids of all languages), context, n_layer, n_head, d_head,
-    d_model, bias, embedding_scale, embedding_std, tied. dtype: the type of the activations.
+    A decoder predicts each next token; an encoder-decoder those of the second half, after a first
+    half that it sees whole; an encoder those at some places, of a text in which most of these are
+    masked (clone.mask_tokens).
+
+    config: a dict with arch, heads, vocab_size (the ids of all languages), context, n_layer,
+    n_head, d_head, d_model, bias, embedding_scale, embedding_std, tied. dtype: the type of the
+    activations. table [N, V]: the ids of each language; heads per language need it, whose softmax
+    runs over one language's ids, where the shared one runs over all.
     """
 
-    def __init__(self, config, dtype=torch.float32):
+    def __init__(self, config, dtype=torch.float32, table=None):
         super().__init__()
         self.config, self.dtype = config, dtype
         d_model, vocab_size = config["d_model"], config["vocab_size"]
         self.embedding = nn.Parameter(torch.empty(vocab_size, d_model))
         self.position = nn.Parameter(torch.empty(config["context"], d_model))
         self.blocks = nn.ModuleList()
-        for _ in range(config["n_layer"]):
-            block = Block(d_model, config["n_head"], config["d_head"], config["bias"])
-            self.blocks.append(block)
+        for layer in range(config["n_layer"]):
+            self.blocks.append(self.make_block(layer))
         self.norm = LayerNorm(d_model)
+        if config["arch"] == "encoder-decoder":
+            self.encoder_norm = LayerNorm(d_model)
         if config["tied"]:
             self.unembedding = self.embedding
         else:
             self.unembedding = nn.Parameter(torch.empty(vocab_size, d_model))
+
+        self.n_heads = len(table) if config["heads"] == "per-language" else 0
+        for l in range(self.n_heads):
+            ids = torch.from_numpy(np.unique(table[l]))
+            self.register_buffer(f"head{l}", ids, persistent=False)
 
         # how every matrix starts; norms and biases start as they are made
         for name, parameter in self.named_parameters():
@@ -202,61 +265,163 @@ class GPT(nn.Module):
             return 0.02 / math.sqrt(2 * self.config["n_layer"])
         return 0.02
 
-    def residual_stream(self, ids):
+    def make_block(self, layer):
+        """The block of a layer: of an encoder-decoder, the first half of them are the encoder's."""
+        config = self.config
+        causal, cross = config["arch"] == "decoder", False
+        if config["arch"] == "encoder-decoder" and layer >= config["n_layer"] // 2:
+            causal, cross = True, True
+        return Block(config["d_model"], config["n_head"], config["d_head"], config["bias"],
+                     causal, cross)
+
+    def residual_stream(self, ids, split=None):
         """ids [B, T] -> the residual stream after the embedding and after every layer.
 
-        n_layer + 1 tensors [B, T, D].
+        n_layer + 1 tensors [B, T, D]. Of an encoder-decoder n_layer + 2: those of the encoder, of
+        the first `split` positions (default: half), then those of the decoder, of the others.
         """
+        if self.config["arch"] != "encoder-decoder":
+            return self.through(self.blocks, self.embed(ids))
+
+        split = ids.shape[1] // 2 if split is None else split
+        encoder = self.encode(ids[:, :split])
+        memory = self.encoder_norm(encoder[-1])
+        # its positions are those of the second half, however much the encoder has read
+        x = self.embed(ids[:, split:], first=self.config["context"] // 2)
+        return encoder + self.through(self.blocks[len(self.blocks) // 2:], x, memory)
+
+    def encode(self, ids):
+        """What residual_stream has of the encoder of an encoder-decoder, which reads ids [B, T]."""
+        return self.through(self.blocks[:len(self.blocks) // 2], self.embed(ids))
+
+    def embed(self, ids, first=0):
+        """ids [B, T], which stand at the positions from `first` on -> [B, T, D]."""
         x = F.embedding(ids, self.embedding)
         if self.config["embedding_scale"]:
             # rows of std .02 enter the stream at .02 * sqrt(768) = .55 for the paper's small, and
             # under Adam, whose steps are all of one size, move that much faster than the rest
             x = x * math.sqrt(self.config["d_model"])
-        x = x + self.position[:ids.shape[1]]
-        stream = [x.to(self.dtype)]
-        for block in self.blocks:
-            stream.append(block(stream[-1]))
+        x = x + self.position[first:first + ids.shape[1]]
+        return x.to(self.dtype)
+
+    @staticmethod
+    def through(blocks, x, memory=None):
+        """[x, and what it is after each of some blocks], each [B, T, D]."""
+        stream = [x]
+        for block in blocks:
+            stream.append(block(stream[-1], memory))
         return stream
 
-    def token_losses(self, ids, last=None, rows=None):
-        """ids [B, T + 1] -> cross-entropy in nats of each next token, fp32 [B, T].
+    def stream_names(self, T):
+        """What residual_stream gives of T tokens: [(name, the positions that it is of)].
 
-        last: of the last `last` tokens only, [B, last]. rows: the ids [n] that the softmax runs
-        over, where it is not all of them; the targets have to be among them.
+        "0" (the embedding), "1", ...; of an encoder-decoder "encoder 0", ..., "decoder 0", ...
         """
-        states = self.residual_stream(ids[:, :-1])[-1]
-        if last is not None:
-            states = states[:, -last:]
-        hidden = self.norm(states)
-        targets = ids[:, -hidden.shape[1]:].reshape(-1)
+        n = len(self.blocks)
+        if self.config["arch"] != "encoder-decoder":
+            return [(str(layer), slice(0, T)) for layer in range(n + 1)]
+        encoder, decoder = slice(0, T // 2), slice(T // 2, T)
+        return ([(f"encoder {layer}", encoder) for layer in range(n // 2 + 1)]
+                + [(f"decoder {layer}", decoder) for layer in range(n // 2 + 1)])
 
-        weight = self.unembedding
+    def predictions(self, ids, shown=None, places=None):
+        """What the loss is taken of: (hidden [B, P, D], targets [B, P]), at P places.
+
+        ids [B, T + 1]. For an encoder shown [B, T] and places [B, P], of clone.mask_tokens.
+        """
+        if shown is None:
+            hidden = self.residual_stream(ids[:, :-1])[-1]
+            return hidden, ids[:, -hidden.shape[1]:]
+        hidden = self.residual_stream(shown)[-1]
+        hidden = hidden.gather(1, places[:, :, None].expand(-1, -1, hidden.shape[2]))
+        return hidden, ids.gather(1, places)
+
+    def cross_entropy(self, hidden, targets, rows=None):
+        """Cross-entropy in nats, fp32 [B, P], of targets [B, P] after states hidden [B, P, D].
+
+        rows: the ids [n] that the softmax runs over, where it is not all of them; the targets have
+        to be among them.
+        """
+        B, weight = len(hidden), self.unembedding
+        hidden, targets = self.norm(hidden).flatten(0, 1), targets.reshape(-1)
         if rows is not None:
             # place[id]: where an id stands among the rows
-            place = torch.empty(len(weight), dtype=torch.int64, device=ids.device)
-            place[rows] = torch.arange(len(rows), device=ids.device)
+            place = torch.empty(len(weight), dtype=torch.int64, device=hidden.device)
+            place[rows] = torch.arange(len(rows), device=hidden.device)
             targets, weight = place[targets], weight[rows]
 
         chunk = 256 if hidden.device.type == "cpu" else 4096
-        losses = ChunkedCrossEntropy.apply(hidden.flatten(0, 1), weight, targets, chunk)
-        return losses.view(ids.shape[0], -1)
+        return ChunkedCrossEntropy.apply(hidden, weight, targets, chunk).view(B, -1)
 
-    def forward(self, ids):
-        return self.token_losses(ids).mean(1)
+    def token_losses(self, ids, last=None, rows=None, masked=()):
+        """ids [B, T + 1] -> cross-entropy in nats of each token that is predicted, fp32 [B, P].
+
+        P is T for a decoder, half of it for an encoder-decoder, and as many as there are places for
+        an encoder. last: of the last `last` of them only. rows: as in cross_entropy. masked: for an
+        encoder (shown, places), as in predictions.
+        """
+        hidden, targets = self.predictions(ids, *masked)
+        if last is not None:
+            hidden, targets = hidden[:, -last:], targets[:, -last:]
+        return self.cross_entropy(hidden, targets, rows)
+
+    def text_losses(self, ids, row, last=None):
+        """The same of a text in one language, int64 numpy ids [B, T + 1]; row [V]: its ids.
+
+        With the language's head, if it has one, and for an encoder with the one masking that is
+        used wherever something is measured.
+        """
+        device, masked = self.embedding.device, ()
+        if self.config["arch"] == "encoder":
+            n, width = ids.shape
+            masked = clone.mask_tokens(ids, row, clone.roll_dice(n, width - 1))
+            masked = [torch.from_numpy(x).to(device) for x in masked]
+        return self.token_losses(torch.from_numpy(ids).to(device), last, self.head(row), masked)
+
+    def head(self, row):
+        """The ids that the softmax of a language runs over; None for all. row [V]: its ids."""
+        if not self.n_heads:
+            return None
+        return torch.from_numpy(np.unique(row)).to(self.embedding.device)
+
+    def forward(self, ids, lang=None, shown=None, places=None):
+        """ids [B, T + 1] -> [B]. lang [B]: the language of each, which heads per language need;
+        shown and places: what an encoder needs.
+        """
+        hidden, targets = self.predictions(ids, shown, places)
+        if not self.n_heads:
+            return self.cross_entropy(hidden, targets).mean(1)
+        losses = torch.zeros(len(ids), device=ids.device)
+        for l in range(self.n_heads):
+            mine = (lang == l).nonzero()[:, 0]
+            if len(mine):
+                rows = self.get_buffer(f"head{l}")
+                of_mine = self.cross_entropy(hidden[mine], targets[mine], rows).mean(1)
+                losses = losses.index_copy(0, mine, of_mine)
+        return losses
 
     @torch.no_grad()
-    def sample(self, ids, n, temperature=0.8, top_k=40, seed=0):
-        """Continue ids [T] by n tokens; return all of them [T + n].
+    def sample(self, ids, n, temperature=0.8, top_k=40, seed=0, rows=None):
+        """Continue ids [T] by n tokens; return all of them [T + n]. Not of an encoder.
 
-        The context slides once it is full.
+        The context slides once it is full. An encoder-decoder reads all but the last of the ids in
+        its encoder, as many as fit, and its decoder goes on from there. rows: the ids that are
+        chosen among, where it is not all of them.
         """
         generator = torch.Generator().manual_seed(seed)
+        weight = self.unembedding if rows is None else self.unembedding[rows]
+        width, split = self.config["context"], None
+        if self.config["arch"] == "encoder-decoder":
+            half = width // 2
+            split = min(len(ids) - 1, half)
+            width = split + half
         for _ in range(n):
-            window = ids[-self.config["context"]:]
-            hidden = self.norm(self.residual_stream(window[None])[-1][0, -1])
-            values, top = linear(hidden, self.unembedding).float().cpu().topk(top_k)
+            window = ids[-width:]
+            hidden = self.norm(self.residual_stream(window[None], split)[-1][0, -1])
+            values, top = linear(hidden, weight).float().cpu().topk(top_k)
             pick = torch.multinomial((values / temperature).softmax(0), 1, generator=generator)
-            ids = torch.cat([ids, top[pick].to(ids.device)])
+            chosen = top[pick].to(ids.device)
+            ids = torch.cat([ids, chosen if rows is None else rows[chosen]])
         return ids
 
 

@@ -27,8 +27,10 @@ from model import GPT
 # options that may differ when a run goes on
 NOT_OF_THE_RUN = {"run", "resume", "device", "micro_batch", "compile"}
 # what of a config the model is made from
-MODEL = ("n_layer", "n_head", "d_head", "d_model", "context", "bias", "embedding_scale",
-         "embedding_std", "tied")
+MODEL = ("arch", "heads", "n_layer", "n_head", "d_head", "d_model", "context", "bias",
+         "embedding_scale", "embedding_std", "tied")
+# options that came later, and what runs are that do not have them
+ADDED = {"arch": "decoder", "heads": "shared"}
 # raise it whenever the same config would train another model, or read other batches
 VERSION = 2
 
@@ -201,7 +203,7 @@ def read_config(folder):
     Raises BadInput, naming the runs there are, if it is none; or if an older version made it.
     """
     try:
-        config = SimpleNamespace(**json.loads((folder / "config.json").read_text()))
+        config = SimpleNamespace(**ADDED | json.loads((folder / "config.json").read_text()))
     except (OSError, ValueError, TypeError):
         there = sorted(path.parent.name for path in Path("runs").glob("*/config.json"))
         raise BadInput(f"{folder} is no run with a config.json; "
@@ -288,14 +290,13 @@ def hashes(config, corpora):
 def make_table(config, corpora):
     """The ids of each language of a config [N, V]."""
     return clone.make_table(corpora, config.corpus, config.cloned, config.anchor_seed,
-                            getattr(config, "vocabulary", None))
+                            getattr(config, "vocabulary", None), config.arch == "encoder")
 
 
-def make_model(config, device):
-    """The untrained model of a config: languages x vocab_size ids."""
-    shape = {key: getattr(config, key) for key in MODEL}
-    shape["vocab_size"] = config.languages * config.vocab_size
-    return GPT(shape, getattr(torch, config.dtype)).to(device)
+def make_model(config, table, device):
+    """The untrained model of a config, with the ids of a table [N, V]."""
+    shape = {key: getattr(config, key) for key in MODEL} | {"vocab_size": table.size}
+    return GPT(shape, getattr(torch, config.dtype), table).to(device)
 
 
 def load_checkpoint(folder, config):
@@ -309,7 +310,7 @@ def load_checkpoint(folder, config):
                        f"train it first, with --run={folder.name} --resume")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        made_by = state["config"]
+        made_by = ADDED | state["config"]
     except Exception as error:  # torch.load raises whatever its parsers raise
         raise BadInput(f"{path} is not a whole checkpoint of nanoclone ({type(error).__name__}): "
                        "delete it and --resume starts again from step 0") from None
@@ -361,7 +362,7 @@ def open_runs(names, device, minimum=1, corpus=None, parallel=None, check=None):
         corpora = open_corpora(folder, config, corpus, parallel)
         table = make_table(config, corpora)
         state = load_checkpoint(folder, config)
-        model = make_model(config, device)
+        model = make_model(config, table, device)
         model.load_state_dict(state["model"])
         yield Run(folder, config, corpora, table, model.eval(), state["step"])
 

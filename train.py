@@ -28,7 +28,7 @@ import runs
 from eval import interpolate, monolingual_beside, monolingual_options, teff_between
 from lib import ddp, plots
 from lib.cli import BadInput, Parser, as_options, plural, run_main, say
-from model import SIZES, faster_dtype, keep_freed_memory, pick_device
+from model import ARCHITECTURES, HEADS, SIZES, faster_dtype, keep_freed_memory, pick_device
 
 EVAL_TOKENS = 32768  # of validation text, the same for every clone
 RETRIEVAL_STATES = 1024
@@ -51,7 +51,12 @@ def options():
     parser.group("model")
     parser.option("--size", "nano", "a model and the recipe that goes with it: nano is for a CPU, "
                   "the others are the paper's", choices=list(SIZES))
-    by_size("n_layer", int, "layers")
+    by_size("arch", str, "decoder (the paper's), encoder (masked tokens, each sees both sides), or "
+            "encoder-decoder (the first half of a window is read, the second half written)",
+            choices=ARCHITECTURES)
+    by_size("heads", str, "shared: one softmax over the ids of all languages (the paper's); "
+            "per-language: each language has one over its own ids", choices=HEADS)
+    by_size("n_layer", int, "layers; of an encoder-decoder, half of them are the encoder's")
     by_size("n_head", int, "attention heads a layer, each d_model / n_head wide, but mini's 32")
     by_size("d_model", int, "width of the residual stream")
     by_size("context", int, "T, tokens of a sequence")
@@ -111,6 +116,12 @@ def make_config(args, given):
             raise BadInput(f"--d_model={config.d_model} is not a multiple of "
                            f"--n_head={config.n_head}")
         config.d_head = config.d_model // config.n_head
+    if config.arch == "encoder-decoder" and config.n_layer % 2:
+        raise BadInput(f"--n_layer={config.n_layer}: of an encoder-decoder, half of the layers are "
+                       "the encoder's: expected an even number")
+    if config.arch == "encoder-decoder" and config.context < 2:
+        raise BadInput(f"--context={config.context}: an encoder-decoder splits it in two: "
+                       "expected 2 or more")
     if args.tokenizer != "bpe" and "vocab_size" in given:
         raise BadInput(f"--tokenizer={args.tokenizer} has a vocabulary of its own: "
                        "leave --vocab_size out")
@@ -127,15 +138,16 @@ def make_config(args, given):
 # ------------------------------------------------------------------------------------------------
 # What a step is made of
 
-def forward_backward(model, ids, micro_batch=None):
-    """Add the gradient of the mean loss of ids [B, T + 1] to the weights' .grad.
+def forward_backward(model, batch, micro_batch=None):
+    """Add the gradient of the mean loss of a batch to the weights' .grad.
 
-    Returns the loss of each sequence in nats per token [B]. micro_batch: sequences at a time.
+    batch: what the model takes, first of all ids [B, T + 1]. Returns the loss of each sequence in
+    nats per token [B]. micro_batch: sequences at a time.
     """
-    losses = []
-    for part in ids.split(micro_batch or len(ids)):
-        loss = model(part)
-        (loss.sum() / len(ids)).backward()
+    losses, B = [], len(batch[0])
+    for part in zip(*(x.split(micro_batch or B) for x in batch)):
+        loss = model(*part)
+        (loss.sum() / B).backward()
         losses.append(loss.detach())
     return torch.cat(losses)
 
@@ -248,19 +260,22 @@ def evaluate(model, texts, table, names, context):
     bases = {id(text): spread(text, context) for text in texts}  # of each text, [n, T + 1]
     for text, row in zip(texts, table):
         ids = row[bases[id(text)]]
-        parts = torch.from_numpy(ids).to(device).split(max(1, 4096 // context))
-        losses.append(torch.cat([model(part) for part in parts]).mean().item())
+        of_parts = []
+        for i in range(0, len(ids), max(1, 4096 // context)):
+            of_parts.append(model.text_losses(ids[i:i + max(1, 4096 // context)], row).mean(1))
+        losses.append(torch.cat(of_parts).mean().item())
 
     retrieval = {}
     if len(bases) > 1:
         return losses, retrieval
     some = bases[id(texts[0])][:max(1, RETRIEVAL_STATES // context), :-1]
-    cloned = clone.cloned_positions(some, table[0], table[-1])
+    middle = len(model.blocks) // 2  # of an encoder-decoder, what the decoder sees of the encoder
+    _, positions = model.stream_names(context)[middle]
+    cloned = clone.cloned_positions(some, table[0], table[-1])[:, positions]
     states = []
     for row in table:
         stream = model.residual_stream(torch.from_numpy(row[some]).to(device))
-        middle = stream[len(model.blocks) // 2]
-        states.append(middle[cloned].float()[:RETRIEVAL_STATES])
+        states.append(stream[middle][cloned].float()[:RETRIEVAL_STATES])
     for b in range(len(table)):
         for a in range(b):
             retrieval[f"{names[a]}-{names[b]}"] = align.retrieval_at_1(states[a], states[b])
@@ -322,26 +337,35 @@ def open_run(args, given):
         held = runs.lock(folder)
 
     torch.manual_seed(config.seed)
-    model = runs.make_model(config, device)
-    run = runs.Run(folder, config, corpora, runs.make_table(config, corpora), model)
+    table = runs.make_table(config, corpora)
+    run = runs.Run(folder, config, corpora, table, runs.make_model(config, table, device))
     run.lock = held
-    run.optimizers = make_optimizers(model, config)
+    run.optimizers = make_optimizers(run.model, config)
     run.tokens = [0] * config.languages
     run.sums = torch.zeros(2, config.languages, device=device)
     return run, texts
 
 
 def make_batches(run, texts):
-    """batch(step) -> (ids [B, T + 1], lang [B]) on the device: this process's part of the batch."""
+    """batch(step) -> what the model takes, this process's part of a batch, on the device.
+
+    (ids [B, T + 1], lang [B]), and for an encoder also what it is shown, and where it is asked:
+    (shown [B, T], places [B, P]), clone.mask_tokens.
+    """
     config = run.config
     stages = clone.parse_stages(config.ratio, config.languages, config.schedule)
     numpy_batch = clone.make_batches(texts, run.table, stages, config.context,
                                      config.batch_size, config.steps, config.seed,
                                      ddp.rank(), ddp.world())
+    mine = clone.part(config.batch_size, ddp.rank(), ddp.world())
 
     def batch(step):
         ids, lang = numpy_batch(step)
-        return torch.from_numpy(ids).to(run.device), torch.from_numpy(lang).to(run.device)
+        arrays = [ids, lang]
+        if config.arch == "encoder":
+            dice = clone.roll_dice(config.batch_size, config.context, config.seed, step)[mine]
+            arrays += clone.mask_tokens(ids, run.table[lang], dice)
+        return [torch.from_numpy(array).to(run.device) for array in arrays]
 
     return batch
 
@@ -369,15 +393,16 @@ def print_headline(run):
     parameters = sum(p.numel() for p in run.model.parameters())
     processes = f" x {ddp.world()}" if ddp.world() > 1 else ""
     going_on = f", from step {run.step:,}" if run.step else ""
-    say(f"{run.folder}: {parameters:,} parameters, {plural(config.languages, 'language')} of "
-        f"{config.vocab_size:,} ids, {config.steps:,} steps of "
-        f"{config.batch_size} x {config.context} tokens, {config.optimizer}, {config.dtype} on "
-        f"{run.device.type}{processes}{going_on}")
+    heads = ", a head per language" if config.heads == "per-language" else ""
+    say(f"{run.folder}: {config.arch} of {parameters:,} parameters{heads}, "
+        f"{plural(config.languages, 'language')} of {config.vocab_size:,} ids, "
+        f"{config.steps:,} steps of {config.batch_size} x {config.context} tokens, "
+        f"{config.optimizer}, {config.dtype} on {run.device.type}{processes}{going_on}")
 
 
 def print_shared(run, texts):
     """How many ids real languages share, and how much of each one's text that is."""
-    V = run.config.vocab_size
+    V = run.table.shape[1]
     counts = [data.count_tokens(text, V) for text in texts]
     shares = []
     for name, (n, share) in zip(run.names, clone.shared_tokens(run.table, counts)):
@@ -421,8 +446,9 @@ def report(run):
 
     beside = f"{'monolingual':>13}{'TEff':>7}" if any(laws) else ""
     whose = "the same for every language" if run.clones else "each language has its own"
+    unit = "masked token" if config.arch == "encoder" else "token"
     print(f"\n{'':6}{'share':>8}{'tokens seen':>14}{'loss':>9}{'perplexity':>12}{beside}   "
-          f"(validation text, {whose}; loss in nats per token)")
+          f"(validation text, {whose}; loss in nats per {unit})")
     for name, tokens, loss, points in zip(run.names, final["tokens_seen"], final["val_loss"], laws):
         perplexity = math.exp(min(loss, 700))
         line = (f"{name:6}{tokens / final['tokens']:8.1%}{tokens:14,}{loss:9.3f}"
@@ -441,7 +467,8 @@ def report(run):
     parallel = "" if run.clones else f" --parallel={getattr(config, 'parallel', 'PATH')}"
     print(f"\n{folder / 'loss.png'} shows the run. Next:")
     print(f"  python eval.py {folder}            # test perplexity per language")
-    print(f"  python eval.py {folder} --sample   # what it writes")
+    if config.arch != "encoder":
+        print(f"  python eval.py {folder} --sample   # what it writes")
     print(f"  python align.py {folder}{parallel}           # are the languages represented alike?")
     if config.languages > 1 and not config.schedule:
         main_share = float(config.ratio.split(",")[0])
@@ -544,8 +571,8 @@ def main():
     since_step = run.step
     for step in range(run.step, config.steps):
         # ---- one training step -----------------------------------------------------------------
-        ids, lang = batch(step)
-        losses = forward_backward(forward, ids, args.micro_batch)  # [B], one loss a sequence
+        ids, lang, *masked = batch(step)  # masked: for an encoder alone
+        losses = forward_backward(forward, (ids, lang, *masked), args.micro_batch)  # [B]
         ddp.average_gradients(model)  # over all processes; does nothing for one
         update(run.optimizers, learning_rate(step, config))
         # ----------------------------------------------------------------------------------------

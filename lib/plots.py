@@ -190,13 +190,13 @@ def alignment_page(path, name, languages, summary):
         fig.suptitle(f"{name}: are {languages[0]} and {', '.join(languages[1:])} represented "
                      "alike?")
         if words is MEASURES:
-            draw_layers(axes[0, 0], summary["layers"], words, title)
+            draw_layers(axes[0, 0], summary, words, title)
             draw_by_frequency(axes[1, 0], summary["embeddings"])
         else:  # real languages: tokens above, lines below
             lines = {measure: w for measure, w in words.items() if measure.startswith("line")}
             tokens = {measure: w for measure, w in words.items() if measure not in lines}
-            draw_layers(axes[0, 0], summary["layers"], tokens, f"Tokens. {title}")
-            draw_layers(axes[1, 0], summary["layers"], lines, f"Lines. {title}")
+            draw_layers(axes[0, 0], summary, tokens, f"Tokens. {title}")
+            draw_layers(axes[1, 0], summary, lines, f"Lines. {title}")
         gradients = {tensor: cosines["same"] for tensor, cosines in summary["gradients"].items()}
         draw_gradient_map(fig, axes[0, 1], gradients)
         axes[0, 1].set_title("Cosine of the two languages' gradients\n"
@@ -213,16 +213,34 @@ def measures_of(summary):
     return MEASURES, "The same text in two languages\n(dotted: shuffled pairs, the floor)"
 
 
-def draw_layers(ax, layers, words, title):
+def draw_layers(ax, summary, words, title):
     """Every measure of words {measure: its name}, layer by layer, above its floor."""
     for colour, (measure, name) in zip(COLOURS, words.items()):
-        values = [layer[measure]["value"] for layer in layers]
-        floors = [layer[measure]["floor"] for layer in layers]
-        ax.plot(values, "o-", color=colour, ms=4, label=name)
-        ax.plot(floors, ":", color=colour)
+        draw_profile(ax, summary, measure, colour, name)
     ax.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17))
-    tidy(ax, xlabel="layer (0: the embedding)", ylabel="similarity", ylim=(None, 1.05),
-         title=title)
+    label_layers(ax, [summary])
+    tidy(ax, ylabel="similarity", ylim=(None, 1.05), title=title)
+
+
+def draw_profile(ax, summary, measure, colour, name):
+    """A measure layer by layer and, dotted, its floor. An encoder and a decoder are apart."""
+    layers = summary["layers"]
+    values = [layer[measure]["value"] for layer in layers]
+    floors = [layer[measure]["floor"] for layer in layers]
+    starts = [i for i, layer in enumerate(summary["names"]) if layer.split()[-1] == "0"]
+    for start, end in zip(starts, [*starts[1:], len(layers)]):
+        x = range(start, end)
+        ax.plot(x, values[start:end], "o-", ms=4, color=colour, label=name if start == 0 else None)
+        ax.plot(x, floors[start:end], ":", color=colour)
+
+
+def label_layers(ax, summaries):
+    """The names of the layers on the x axis, where they are the same in all summaries."""
+    names = summaries[0]["names"]
+    if any(summary["names"] != names for summary in summaries):
+        names = [str(i) for i in range(max(len(summary["names"]) for summary in summaries))]
+    ax.set_xticks(range(len(names)), [name.replace(" ", "\n") for name in names])
+    ax.set_xlabel("layer (0: the embedding)")
 
 
 def draw_gradient_map(fig, ax, gradients):
@@ -299,11 +317,9 @@ def alignment_of_runs(path, summaries):
         fig.suptitle(f"Are the languages represented alike? {title}")
         for ax, (measure, name_of_measure) in zip(axes.flat, words.items()):
             for name, summary in summaries.items():
-                values = [layer[measure]["value"] for layer in summary["layers"]]
-                floors = [layer[measure]["floor"] for layer in summary["layers"]]
-                ax.plot(values, "o-", ms=4, color=colours[name], label=name)
-                ax.plot(floors, ":", color=colours[name])
-            tidy(ax, title=name_of_measure, xlabel="layer (0: the embedding)")
+                draw_profile(ax, summary, measure, colours[name], name)
+            label_layers(ax, list(summaries.values()))
+            tidy(ax, title=name_of_measure)
         axes[0, 0].legend(frameon=False, fontsize=8)
         for ax in axes.flat[len(words):-1]:  # of an odd number
             ax.axis("off")

@@ -15,7 +15,7 @@ import align
 from eval import fit_law, law_points, monolingual_options
 from lib import plots
 from lib.cli import write
-from model import SIZES
+from model import ARCHITECTURES, HEADS, SIZES
 from paper import numbers
 
 # what is varied
@@ -185,6 +185,26 @@ def perplexities(found, names, beside):
                          stat(seeds(found, name, gradient))]
             of_vocabulary = shared(found[name][0]) if n_languages > 1 else ""
             rows.append([name, of_vocabulary, *numbers_of_language, *alike, len(found[name])])
+    return markdown(head, rows)
+
+
+def architectures(found, names, beside):
+    """Perplexity, token efficiency and alignment of 90/10 and 50/50, by architecture and head."""
+    head = ["architecture", "heads", "mix", "EN1: perplexity", "EN2: perplexity",
+            "EN1: TEff", "EN2: TEff", "retrieval@1, middle layer",
+            "gradient cosine, single sequences", "seeds"]
+    rows = []
+    for name in names:
+        config = found[name][0]["config"]
+        if config["languages"] == 1:
+            continue
+        row = [config["arch"], config["heads"], MIXES["ratio" + config["ratio"]]]
+        for key in ("ppl", "teff_interpolated"):
+            for language in ("EN1", "EN2"):
+                row.append(stat(seeds(found, name, value_of, language, key)))
+        row += [stat(seeds(found, name, retrieval), ".3f"), stat(seeds(found, name, gradient)),
+                len(found[name])]
+        rows.append(row)
     return markdown(head, rows)
 
 
@@ -440,6 +460,14 @@ def anchor_runs(scale, mix):
     return runs
 
 
+def arch_run(arch, name, heads="shared"):
+    """What a run of the grid is called with another architecture, or with heads per language."""
+    words = [] if arch == "decoder" else [arch]
+    if heads != "shared":
+        words.append("heads")
+    return "-".join([*words, name])
+
+
 def width_runs(scale, mix):
     """{width of the residual stream: run} of a mix: a quarter of the scale's own, a half, all."""
     width = SIZES[scale]["d_model"]
@@ -493,6 +521,11 @@ def tables(scale):
     mono_widths = [f"mono{percent}-wide{other}"
                    for other in (width // 4, width // 2) for percent in LAW_PERCENT]
 
+    # and so has another architecture
+    arch_mixes = [arch_run(arch, mix, heads)
+                  for arch in ARCHITECTURES for heads in HEADS for mix in MIXES]
+    arch_laws = [arch_run(arch, name) for arch in ARCHITECTURES[1:] for name in law]
+
     return {
         "main": Table(
             "Imbalanced against balanced", [*MIXES, *law, *plain], [*MIXES, *law], draw=draw_main),
@@ -520,6 +553,9 @@ def tables(scale):
             "Model size", in_turn(widths) + mono_widths, law,
             draw=partial(draw_against, groups=widths,
                          xlabel="d_model, the width of the residual stream")),
+        "architectures": Table(
+            "Other architectures, and a head per language", arch_mixes, [*law, *arch_laws],
+            architectures),
     }
 
 

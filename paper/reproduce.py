@@ -37,7 +37,7 @@ import data
 import runs
 from eval import add_efficiency, monolingual_options
 from lib.cli import BadInput, Parser, as_options, plural, run_main, write_json
-from model import SIZES, faster_dtype, pick_device
+from model import ARCHITECTURES, SIZES, faster_dtype, pick_device
 from paper import real, report
 
 HERE = Path(__file__).parent.parent  # where train.py is
@@ -73,6 +73,15 @@ def grid(scale):
         for percent, name in report.anchor_runs(scale, f"ratio{ratio}").items():
             if name not in options:
                 options[name] = {"ratio": ratio, "cloned": round(1 - percent / 100, 2)}
+
+    # other architectures, each with a monolingual law of its own, and heads per language in all
+    for arch in ARCHITECTURES:
+        for mix in report.MIXES:
+            options[report.arch_run(arch, mix, "per-language")] = options[mix] | {
+                "arch": arch, "heads": "per-language"}
+        if arch != "decoder":
+            for name in [f"mono{percent}" for percent in report.LAW_PERCENT] + list(report.MIXES):
+                options[report.arch_run(arch, name)] = options[name] | {"arch": arch}
 
     # models of a quarter and half of the width, with heads of the same size
     for part in (4, 2):
@@ -113,7 +122,7 @@ def plan(tables, names, seeds, found):
 def cost(scale, options):
     """Floating-point operations of a run's matmuls."""
     shape = dict(SIZES[scale])
-    for key in ("d_model", "n_head", "steps", "batch_size"):
+    for key in ("arch", "heads", "d_model", "n_head", "steps", "batch_size"):
         if key in options:
             shape[key] = options[key]
 
@@ -257,6 +266,7 @@ def read(out, scale, dtype, options=None):
     for path in sorted(out.glob("*.seed*.json")):
         name, _, seed = path.stem.rpartition(".seed")
         result = json.loads(path.read_text())
+        result["config"] = runs.ADDED | result["config"]
         wanted = SIZES[scale] | options.get(name, {}) | {"dtype": dtype}
         # where a parallel text is given, two languages that were not compared on it are not done
         to_align = "parallel" in wanted and "languages" not in wanted

@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 V, T = 200, 32
 CONFIG = dict(
     vocab_size=2 * V, context=T, n_layer=3, n_head=2, d_head=8, d_model=32, embedding_std=0.02,
-    bias=True, embedding_scale=True,
+    bias=True, embedding_scale=True, arch="decoder", heads="shared",
 )
 TABLE = clone.clone_table(np.ones(V), 2)
 # no token twice in a position: no two states alike
@@ -204,7 +204,7 @@ def test_a_state_that_is_alone_at_its_position_is_paired_with_a_neighbour():
 # Hidden states of planted models
 
 def test_a_copy_is_aligned_in_every_layer_by_every_measure():
-    layers = align.layer_similarity(planted("copy"), TEXT[:, :-1], *TABLE, CPU)
+    layers = align.layer_similarity(planted("copy"), TEXT[:, :-1], *TABLE)
     assert len(layers) == 4
     for layer in layers:
         assert layer.keys() == align.MEASURES.keys()
@@ -219,7 +219,7 @@ def test_a_copy_is_aligned_in_every_layer_by_every_measure():
 
 
 def test_a_stranger_is_at_the_floor_in_the_embedding_by_every_measure():
-    layers = align.layer_similarity(planted("stranger"), TEXT[:, :-1], *TABLE, CPU)
+    layers = align.layer_similarity(planted("stranger"), TEXT[:, :-1], *TABLE)
     embedding = layers[0]
     assert not embedding["retrieval"]["above"] and not embedding["retrieval_back"]["above"]
     for name in ("cosine", "centred"):
@@ -232,7 +232,7 @@ def test_a_model_that_knows_only_positions_is_at_the_floor():
     with torch.no_grad():
         model.embedding.mul_(0.01)
         model.position.mul_(10)
-    for layer in align.layer_similarity(model, TEXT[:, :-1], *TABLE, CPU):
+    for layer in align.layer_similarity(model, TEXT[:, :-1], *TABLE):
         for name in ("cosine", "centred", "cka"):
             assert layer[name]["value"] > 0.5
             assert layer[name]["value"] - layer[name]["floor"] < 0.02, name
@@ -245,7 +245,7 @@ def test_states_of_the_last_layer_are_the_models_own():
     with torch.no_grad():
         a, b = (model.residual_stream(torch.from_numpy(row[text]))[-1].flatten(0, 1)
                 for row in TABLE)
-    last = align.layer_similarity(model, text, *TABLE, CPU)[-1]
+    last = align.layer_similarity(model, text, *TABLE)[-1]
     assert last["cka"]["value"] == pytest.approx(slow_cka(a, b), abs=1e-6)
     # of all states, where the measure keeps a sample
     assert last["cosine"]["value"] == pytest.approx(align.cosine(a, b), abs=0.02)
@@ -260,10 +260,10 @@ def test_the_states_that_are_kept_are_from_all_of_the_text():
     rng = np.random.default_rng(0)
     text = np.concatenate([rng.integers(0, half, (200, T)), rng.integers(half, V - 1, (200, T))])
 
-    embedding = align.layer_similarity(model, text, *TABLE, CPU)[0]
+    embedding = align.layer_similarity(model, text, *TABLE)[0]
     assert embedding["retrieval"]["value"] < 0.6
     model.position.data.zero_()  # what the words alone have in common
-    cosine = align.layer_similarity(model, text, *TABLE, CPU)[0]["cosine"]["value"]
+    cosine = align.layer_similarity(model, text, *TABLE)[0]["cosine"]["value"]
     assert cosine == pytest.approx(0.5, abs=0.05)
 
 
@@ -279,7 +279,7 @@ def test_about_2048_states_are_kept_in_windows_spread_evenly():
 def test_anchor_points_do_not_count_as_alignment():
     model, table = planted("stranger"), clone.clone_table(np.ones(V), 2, cloned=0.5)
     text = TEXT[:, :-1]
-    layers = align.layer_similarity(model, text, *table, CPU)
+    layers = align.layer_similarity(model, text, *table)
     assert abs(layers[0]["centred"]["value"]) < 0.1
 
     # with the anchors' positions, half of all
@@ -294,7 +294,7 @@ def test_anchor_points_do_not_count_as_alignment():
 
     # all are anchors: nothing to leave out
     all_anchors = clone.clone_table(np.ones(V), 2, cloned=0.0)
-    everywhere = align.layer_similarity(model, text, *all_anchors, CPU)
+    everywhere = align.layer_similarity(model, text, *all_anchors)
     assert everywhere[0]["centred"]["value"] == pytest.approx(1)
 
 
@@ -320,8 +320,8 @@ def test_nor_do_they_in_what_is_watched_during_training():
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_gradients_of_a_copy_are_the_same_and_a_strangers_are_not(tied):
-    copy = align.gradient_similarity(planted("copy", tied), TEXT, *TABLE, CPU)
-    stranger = align.gradient_similarity(planted("stranger", tied), TEXT, *TABLE, CPU)
+    copy = align.gradient_similarity(planted("copy", tied), TEXT, *TABLE)
+    stranger = align.gradient_similarity(planted("stranger", tied), TEXT, *TABLE)
     names = {"embedding", "position", "blocks.0.q", "blocks.2.k", "blocks.1.v", "blocks.0.down",
              "blocks.2.norm1.weight"}
     assert names <= copy.keys()
@@ -344,7 +344,7 @@ def test_gradients_of_a_copy_are_the_same_and_a_strangers_are_not(tied):
 
 def test_gradient_cosine_is_that_of_autograd():
     model = planted("stranger")
-    result = align.gradient_similarity(model, TEXT, *TABLE, CPU)["blocks.1.up"]
+    result = align.gradient_similarity(model, TEXT, *TABLE)["blocks.1.up"]
 
     # of single sequences, and their mean (paper: Gradient similarity)
     singles = []
@@ -508,7 +508,7 @@ def bag_of_words(kind):
 
 
 def test_a_translation_in_another_order_is_found():
-    layers = align.parallel_similarity(bag_of_words("copy"), translation("own"), [], CPU)
+    layers = align.parallel_similarity(bag_of_words("copy"), translation("own"), [])
     assert len(layers) == 4
     for layer in layers:
         assert layer.keys() == align.PARALLEL_MEASURES.keys() - {"shared"}
@@ -526,7 +526,7 @@ def test_a_translation_in_another_order_is_found():
 @pytest.mark.parametrize("kind, text", [("stranger", "own"), ("copy", "other")])
 def test_strangers_and_other_texts_are_at_the_floor(kind, text):
     """Though long windows match better than short ones, and short lines have more of their end."""
-    for layer in align.parallel_similarity(bag_of_words(kind), translation(text), [], CPU):
+    for layer in align.parallel_similarity(bag_of_words(kind), translation(text), []):
         for measure, entry in layer.items():
             if measure == "line_cka" and text == "own":
                 continue  # it sees which lines have tokens in common, whatever their states are
@@ -543,14 +543,14 @@ def test_a_model_that_knows_positions_only_finds_no_line():
         model.embedding.mul_(1e-2)
         model.position.normal_()
     windows = translation("own")
-    layer = align.parallel_similarity(model, windows, [], CPU)[0]
+    layer = align.parallel_similarity(model, windows, [])[0]
     assert layer["line"]["value"] < 0.1
 
     def plain_means(side):
         """The mean state of each line, with nothing taken off."""
         means = []
         for window in windows:
-            states = align.states_of(model, [window[side]], CPU)[0][0]
+            states = align.states_of(model, [window[side]])[0][0]
             start = 0
             for ends in window.ends:
                 means.append(states[start:ends[side]].mean(0))
@@ -580,7 +580,7 @@ def test_a_token_that_two_languages_share(monkeypatch):
         b = np.where(np.isin(window.b - V, shared), window.b - V, window.b)
         windows.append(window._replace(b=b))
     model = bag_of_words("copy")
-    used_alike = align.parallel_similarity(model, windows, shared, CPU)[0]["shared"]
+    used_alike = align.parallel_similarity(model, windows, shared)[0]["shared"]
     assert used_alike["value"] > 0.99 and used_alike["above"]
     assert abs(used_alike["floor"]) < 0.1
 
@@ -600,7 +600,7 @@ def test_gradients_of_a_text_and_its_translation_by_hand():
     model = planted("stranger")
     windows = translation("own", n=6)
     sides = [[window[side] for window in windows] for side in (0, 1)]
-    measured = align.compare_gradients(model, *sides, (None, None), CPU)
+    measured = align.compare_gradients(model, *sides, TABLE, embeddings=False)
     assert "embedding" not in measured and "blocks.0.q" in measured
 
     def by_hand(windows):
@@ -642,7 +642,7 @@ def test_a_summary_is_the_mean_over_the_pairs():
         }
 
     pairs = {"EN1-EN2": pair(0.1, True), "EN1-EN3": pair(0.2, True), "EN1-EN4": pair(0.6, False)}
-    summary = align.summary({"pairs": pairs})
+    summary = align.summary({"names": ["0", "1"], "pairs": pairs})
     for i, name in enumerate(align.MEASURES):
         assert summary["layers"][0][name] == {
             "value": pytest.approx(0.3 + i), "floor": pytest.approx((0.3 + i) / 2), "above": True}
@@ -658,7 +658,7 @@ def test_a_summary_is_the_mean_over_the_pairs():
 
     # above, where most pairs are: half of them is not enough
     del pairs["EN1-EN2"]
-    assert not align.summary({"pairs": pairs})["layers"][0]["cosine"]["above"]
+    assert not align.summary({"names": ["0", "1"], "pairs": pairs})["layers"][0]["cosine"]["above"]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -720,8 +720,8 @@ def test_a_run_is_measured_on_its_test_text_by_its_own_model(work, monkeypatch):
     for pair, row in (("EN1-EN2", run.table[1]), ("EN1-EN3", run.table[2])):
         measured = result["pairs"][pair]
         rows = run.table[0], row
-        assert measured["layers"] == align.layer_similarity(run.model, base[:, :-1], *rows, CPU)
-        assert measured["gradients"] == align.gradient_similarity(run.model, base, *rows, CPU)
+        assert measured["layers"] == align.layer_similarity(run.model, base[:, :-1], *rows)
+        assert measured["gradients"] == align.gradient_similarity(run.model, base, *rows)
         assert measured["embeddings"] == align.embedding_similarity(run.model, *rows, frequency)
     assert result["pairs"]["EN1-EN2"]["layers"] != result["pairs"]["EN1-EN3"]["layers"]
 
@@ -764,10 +764,11 @@ def test_pages_of_real_languages(real_runs, monkeypatch, capsys):
         documents = parallel.read_pairs("both", ["eng", "fra"])
         windows, _, _ = parallel.pack(documents, run.encoders, run.table, 64)
         shared = sorted(set(run.table[0]) & set(run.table[1]))
-        assert pair["layers"] == align.parallel_similarity(run.model, windows, shared, CPU)
+        assert pair["layers"] == align.parallel_similarity(run.model, windows, shared)
         some = align.evenly(windows, align.GRADIENT_WINDOWS)
         sides = [window.a for window in some], [window.b for window in some]
-        assert pair["gradients"] == align.compare_gradients(run.model, *sides, (None, None), CPU)
+        assert pair["gradients"] == align.compare_gradients(run.model, *sides, run.table,
+                                                            embeddings=False)
     assert (real_runs / "runs/align.png").exists()
 
 

@@ -21,8 +21,8 @@ def example():
     """(model, ids [8, 17]), the same whenever it is called."""
     torch.manual_seed(0)
     model = GPT(dict(vocab_size=60, context=16, n_layer=2, n_head=2, d_head=8, d_model=16,
-                     tied=False, embedding_std=0.5, bias=True,
-                     embedding_scale=True))
+                     tied=False, embedding_std=0.5, bias=True, embedding_scale=True,
+                     arch="decoder", heads="shared"))
     return model, torch.randint(60, (8, 17))
 
 
@@ -48,7 +48,7 @@ def test_one_process_alone_has_nothing_to_do():
     assert tensor.tolist() == [1, 2]
 
     model, ids = example()
-    train.forward_backward(model, ids)
+    train.forward_backward(model, [ids])
     before = [gradient.clone() for gradient in gradients(model)]
     ddp.average_gradients(model)
     torch.testing.assert_close(gradients(model), before, rtol=0, atol=0)
@@ -72,7 +72,7 @@ def tell(folder):
     # each has its half of the batch
     model, ids = example()
     half = ids[4 * rank:4 * rank + 4]
-    found["losses"] = train.forward_backward(model, half)
+    found["losses"] = train.forward_backward(model, [half])
     found["own"] = [gradient.clone() for gradient in gradients(model)]
     ddp.average_gradients(model)
     found["averaged"] = gradients(model)
@@ -117,7 +117,7 @@ def test_gradients_are_the_mean_over_the_processes(told):
     first, second, _ = told
     # the gradients themselves, because Adam divides any factor out again
     model, ids = example()
-    losses = train.forward_backward(model, ids)
+    losses = train.forward_backward(model, [ids])
     torch.testing.assert_close(torch.cat([first["losses"], second["losses"]]), losses)
     for found in (first, second):
         torch.testing.assert_close(found["averaged"], gradients(model), rtol=1e-4, atol=1e-7)

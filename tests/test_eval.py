@@ -23,7 +23,8 @@ CPU = torch.device("cpu")
 def tiny_model(seed=0, **changes):
     torch.manual_seed(seed)
     config = dict(vocab_size=30, context=16, n_layer=1, n_head=2, d_head=4, d_model=8, tied=True,
-                  embedding_std=0.02, bias=True, embedding_scale=False)
+                  embedding_std=0.02, bias=True, embedding_scale=False,
+                  arch="decoder", heads="shared")
     return GPT(config | changes)
 
 
@@ -65,12 +66,12 @@ def test_every_token_is_scored_once_in_its_right_context(context, last_n, length
     text = np.random.default_rng(0).integers(0, 30, length).astype(np.uint16)
     token_losses, scored = model.token_losses, []
 
-    def recording(ids, last):
+    def recording(ids, last, *others):
         scored.append(ids[:, -last:].numel())
-        return token_losses(ids, last=last)
+        return token_losses(ids, last, *others)
 
     model.token_losses = recording
-    losses = eval_.score(model, text, np.arange(30), context, last_n, CPU)
+    losses = eval_.score(model, text, np.arange(30), context, last_n)
     first = context - last_n + 1
     assert np.isnan(losses[:first]).all() and not np.isnan(losses[first:]).any()
     # little twice: only where the last window meets the one before
@@ -89,7 +90,7 @@ def test_every_token_is_scored_once_in_its_right_context(context, last_n, length
 def test_a_part_of_a_long_text_is_scored_as_all_of_it_would_be():
     model = tiny_model(embedding_std=0.5)
     text = np.random.default_rng(0).integers(0, 30, 2000).astype(np.uint16)
-    whole, part = (eval_.score(model, text, np.arange(30), 16, 4, CPU, most)
+    whole, part = (eval_.score(model, text, np.arange(30), 16, 4, most)
                    for most in (math.inf, 200))
     kept = ~np.isnan(part)
     assert kept.sum() == 200
@@ -103,10 +104,10 @@ def test_a_text_is_scored_in_the_ids_of_its_language():
     model = tiny_model(vocab_size=60, embedding_std=0.5)
     table = clone.clone_table(np.ones(30), 2, cloned=0.5)
     text = np.random.default_rng(0).integers(0, 30, 200)
-    in_en2 = eval_.score(model, text, table[1], 16, 4, CPU)
+    in_en2 = eval_.score(model, text, table[1], 16, 4)
     np.testing.assert_array_equal(
-        in_en2, eval_.score(model, table[1][text], np.arange(60), 16, 4, CPU))
-    assert np.nanmax(np.abs(in_en2 - eval_.score(model, text, table[0], 16, 4, CPU))) > 0.1
+        in_en2, eval_.score(model, table[1][text], np.arange(60), 16, 4))
+    assert np.nanmax(np.abs(in_en2 - eval_.score(model, text, table[0], 16, 4))) > 0.1
 
 
 def test_the_perplexity_of_a_uniform_model_is_the_number_of_ids():
@@ -114,7 +115,7 @@ def test_the_perplexity_of_a_uniform_model_is_the_number_of_ids():
     with torch.no_grad():
         model.unembedding.zero_()
     text = np.random.default_rng(0).integers(0, 50, 300)
-    losses = eval_.score(model, text, np.arange(50), 8, 2, CPU)
+    losses = eval_.score(model, text, np.arange(50), 8, 2)
     mean, error = eval_.mean_and_error(losses, text, eot=49)
     assert math.exp(mean) == pytest.approx(50, rel=1e-6)
     assert error == pytest.approx(0, abs=1e-6)
@@ -124,7 +125,7 @@ def test_the_perplexity_of_a_bigram_table_is_its_entropy():
     p = np.random.default_rng(1).dirichlet(np.ones(12) * 0.5, size=12).clip(1e-4)
     p /= p.sum(1, keepdims=True)
     text = chain(p, 20000)
-    losses = eval_.score(bigram_model(p, 16), text, np.arange(12), 16, 4, CPU)
+    losses = eval_.score(bigram_model(p, 16), text, np.arange(12), 16, 4)
     exact = -np.log(p[text[:-1], text[1:]])
     np.testing.assert_allclose(losses[13:], exact[12:], atol=2e-3)
     stationary = np.linalg.matrix_power(p, 200)[0]
@@ -439,11 +440,11 @@ def switching():
 
 def test_copied_rows_carry_all_of_the_context_and_strangers_none(switching):
     model, text, table = switching
-    strangers = eval_.code_switch(model, text, table, 0, 1, 16, CPU)
+    strangers = eval_.code_switch(model, text, table, 0, 1, 16)
     with torch.no_grad():
         for rows in (model.embedding, model.unembedding):
             rows[30:59] = rows[:29]
-    copies = eval_.code_switch(model, text, table, 0, 1, 16, CPU)
+    copies = eval_.code_switch(model, text, table, 0, 1, 16)
     for kind in ("plain", "within"):
         assert copies[kind]["gap"] == 0 and abs(strangers[kind]["gap"]) > 1e-3
         assert copies[kind]["worth"] != 0
@@ -482,7 +483,7 @@ def test_code_switching_by_hand(switching, first, second):
             losses["plain", case] += (logits.logsumexp(1) - right).tolist()
             losses["within", case] += (logits[:, own].logsumexp(1) - right).tolist()
 
-    result = eval_.code_switch(model, text, table, first, second, 16, CPU)
+    result = eval_.code_switch(model, text, table, first, second, 16)
     for kind in ("plain", "within"):
         mean = {case: np.mean(losses[kind, case]) for case in ("same", "switched", "none")}
         gap, worth = mean["switched"] - mean["same"], mean["none"] - mean["same"]
@@ -555,7 +556,7 @@ def test_a_run_is_evaluated_on_its_test_text_with_what_it_was_asked_for(work, mo
 
     text, enc, eot = run.texts("test")[0], run.encoders[0], run.corpora[0]["eot"]
     for language, row in zip(result["languages"], run.table):
-        losses = eval_.score(run.model, text, row, 16, 5, CPU, 1000)
+        losses = eval_.score(run.model, text, row, 16, 5, 1000)
         scored = np.flatnonzero(~np.isnan(losses))
         assert (language["loss"], language["loss_se"]) == eval_.mean_and_error(losses, text, eot)
         assert language["loss"] == pytest.approx(losses[scored].mean())
@@ -563,7 +564,7 @@ def test_a_run_is_evaluated_on_its_test_text_with_what_it_was_asked_for(work, mo
         bits = losses[scored].sum() / math.log(2)
         assert language["bits_per_byte"] == pytest.approx(bits / len(spelled))
     for pair, (a, b) in {"EN1->EN2": (0, 1), "EN2->EN1": (1, 0)}.items():
-        expected = eval_.code_switch(run.model, text, run.table, a, b, 16, CPU)
+        expected = eval_.code_switch(run.model, text, run.table, a, b, 16)
         assert result["code_switch"][pair] == expected
 
     # it is read again only for the same checkpoint and the same question
@@ -596,7 +597,7 @@ def test_runs_of_real_languages_stand_in_one_table(bilingual, monkeypatch, capsy
     run, = runs.open_runs(["eng-fra"], CPU)
     result = json.loads((bilingual / "runs/eng-fra/eval.json").read_text())
     for language, text, row in zip(result["languages"], run.texts("test"), run.table):
-        losses = eval_.score(run.model, text, row, 16, 4, CPU, eval_.TEST_TOKENS)
+        losses = eval_.score(run.model, text, row, 16, 4, eval_.TEST_TOKENS)
         assert language["loss"] == pytest.approx(np.nanmean(losses))
     assert len(run.texts("test")[0]) != len(run.texts("test")[1])
     assert [language["name"] for language in result["languages"]] == ["eng", "fra"]
@@ -639,7 +640,7 @@ def test_a_loss_that_is_not_finite_is_no_score():
     with torch.no_grad():
         model.embedding[text[150]] = math.nan
     with pytest.raises(BadInput, match="a loss is not finite"):
-        eval_.score(model, text, np.arange(30), 16, 4, CPU)
+        eval_.score(model, text, np.arange(30), 16, 4)
 
 
 def test_without_monolingual_runs_there_is_no_efficiency_and_it_is_said(work, monkeypatch, capsys):
@@ -658,7 +659,7 @@ def test_samples_are_text_in_each_language(capsys):
     table, said = clone.clone_table(np.ones(257), 2), np.frombuffer(b"the cat sat on the mat", "u1")
     text = np.frombuffer(b"Once upon a time, in the dead of winter", "u1")  # 32: "... dead of"
 
-    def planted(ids, n):
+    def planted(ids, n, rows):
         """Goes on in the language of the prompt, but EN2's second half is in EN1."""
         row = table[int(ids[0] >= 257)]
         assert (ids.numpy() == row[text[:32]]).all()
@@ -667,7 +668,7 @@ def test_samples_are_text_in_each_language(capsys):
 
     enc = SimpleNamespace(decode=lambda ids: bytes(ids).decode(),
                           decode_single_token_bytes=lambda i: bytes([i]))
-    model = SimpleNamespace(embedding=torch.zeros(1), sample=planted)
+    model = SimpleNamespace(embedding=torch.zeros(1), sample=planted, head=lambda row: None)
     run = SimpleNamespace(model=model, table=table, encoders=[enc, enc], names=["EN1", "EN2"],
                           texts=lambda split: [text, text])
     eval_.print_samples(run)

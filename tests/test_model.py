@@ -10,7 +10,7 @@ from model import GPT, SIZES, ChunkedCrossEntropy, attention
 
 TINY = dict(
     vocab_size=60, context=16, n_layer=3, n_head=2, d_head=8, d_model=24,
-    tied=False, embedding_std=0.02, bias=True, embedding_scale=True,
+    tied=False, embedding_std=0.02, bias=True, embedding_scale=True, arch="decoder", heads="shared",
 )
 
 

@@ -82,6 +82,7 @@ def summary(n_layer=2, value=0.5):
     bins = [{"tokens_per_million": 10.0**i, "cosine": value, "floor": 0.1} for i in range(4)]
     kinds = {"single": value, "same": value, "other": value / 2, "within": 2 * value}
     return {
+        "names": [str(layer) for layer in range(n_layer + 1)],
         "layers": [{measure: entry for measure in plots.MEASURES} for _ in range(n_layer + 1)],
         "gradients": {f"blocks.{i}.{parameter}": kinds
                       for i in range(n_layer) for parameter in plots.PARAMETERS},
@@ -91,14 +92,26 @@ def summary(n_layer=2, value=0.5):
 
 
 def test_every_measure_is_drawn_above_its_floor():
-    layers = summary()["layers"]
-    layers[1] = layers[1] | {"cka": {"value": 0.9, "floor": 0.2, "above": True}}
+    shown = summary()
+    shown["layers"][1] |= {"cka": {"value": 0.9, "floor": 0.2, "above": True}}
     ax = panel()
-    plots.draw_layers(ax, layers, plots.MEASURES, "alike?")
+    plots.draw_layers(ax, shown, plots.MEASURES, "alike?")
     assert len(ax.lines) == 2 * len(plots.MEASURES) == 10
     value, floor = ax.lines[4:6]  # of the third measure
     assert list(value.get_ydata()) == [0.5, 0.9, 0.5]
     assert list(floor.get_ydata()) == [0.125, 0.2, 0.125]
+    _, labels = ax.get_legend_handles_labels()
+    assert labels == list(plots.MEASURES.values())
+
+
+def test_an_encoder_and_a_decoder_are_drawn_apart():
+    shown = summary(n_layer=3)
+    shown["names"] = ["encoder 0", "encoder 1", "decoder 0", "decoder 1"]
+    ax = panel()
+    plots.draw_layers(ax, shown, plots.MEASURES, "alike?")
+    assert [list(line.get_xdata()) for line in ax.lines[:4]] == [[0, 1], [0, 1], [2, 3], [2, 3]]
+    assert [label.get_text() for label in ax.get_xticklabels()] == [
+        "encoder\n0", "encoder\n1", "decoder\n0", "decoder\n1"]
     _, labels = ax.get_legend_handles_labels()
     assert labels == list(plots.MEASURES.values())
 

@@ -133,10 +133,10 @@ def standing_still(prepared):
     config = runs.read_config(folder)
     corpus = data.load(next(prepared.glob("data/books-300-*")))
     torch.manual_seed(5)
-    model = runs.make_model(config, "cpu")
+    table = clone.clone_table(np.ones(300), 3)
+    model = runs.make_model(config, table, "cpu")
     torch.testing.assert_close(checkpoint(folder)["model"], dict(model.state_dict()),
                                rtol=0, atol=1e-20)
-    table = clone.clone_table(np.ones(300), 3)
     return config, folder, model, table, data.tokens(corpus, "train")
 
 
@@ -480,7 +480,8 @@ def tiny_model(**changes):
     """A model of two languages of 30 ids, as it starts."""
     torch.manual_seed(0)
     return GPT(dict(vocab_size=60, context=16, n_layer=2, n_head=2, d_head=8, d_model=16,
-                    tied=True, embedding_std=0.02, bias=True, embedding_scale=True) | changes)
+                    tied=True, embedding_std=0.02, bias=True, embedding_scale=True,
+                    arch="decoder", heads="shared") | changes)
 
 
 @pytest.mark.parametrize("micro_batch", [None, 1, 3, 8, 100])
@@ -489,7 +490,7 @@ def test_gradients_are_those_of_the_mean_loss(micro_batch):
     expected = plain_losses(model, ids)
     gradients = torch.autograd.grad(expected.mean(), list(model.parameters()))
 
-    losses = train.forward_backward(model, ids, micro_batch)
+    losses = train.forward_backward(model, [ids], micro_batch)
     torch.testing.assert_close(losses, expected.detach())
     assert not losses.requires_grad
     for p, gradient in zip(model.parameters(), gradients, strict=True):
