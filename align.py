@@ -190,54 +190,44 @@ def layer_similarity(model, base, row_a, row_b, say=None):
     device = model.embedding.device
     exact = "cpu" if device.type == "mps" else device  # MPS has no float64
     T = base.shape[1]
-    names = model.stream_names(T)
-    n_layers = len(names)
+    positions = [where for _, where in model.stream_names(T)]  # of each layer, a slice of them
+    n_layers = len(positions)
     rng = torch.Generator().manual_seed(0)
-    cloned = torch.from_numpy(clone.cloned_positions(base, row_a, row_b)).to(exact)
-    kept = kept_windows(len(base), T)
+    cloned = [torch.from_numpy(clone.cloned_positions(base[:, where], row_a, row_b)).to(exact)
+              for where in positions]
+    kept = kept_windows(len(base), cloned[0].shape[1])
 
     # read the text once: CKA takes all states as they pass, the other measures a sample of them
     ckas = [StreamingCKA() for _ in range(n_layers)]
     samples = [([], []) for _ in range(n_layers)]  # of each layer, the states in both languages
     per_batch = max(1, 4096 // T)
     for i in range(0, len(base), per_batch):
-        text, mask = base[i:i + per_batch], cloned[i:i + per_batch]
+        text = base[i:i + per_batch]
         stream_a, stream_b = (
             [x.to(exact) for x in model.residual_stream(torch.from_numpy(row[text]).to(device))]
             for row in (row_a, row_b))
-        shuffle = shuffles_of(mask, rng)
         chosen = [j for j in range(len(text)) if i + j in kept]
-        for layer, (_, where) in enumerate(names):
-            a, b, m = stream_a[layer], stream_b[layer], mask[:, where]
-            ckas[layer].add(a[m], b[m], [order.to(exact) for order in shuffle(where)])
+        orders = {}  # the shuffles: layers of the same positions have the same ones
+        for layer, where in enumerate(positions):
+            mask = cloned[layer][i:i + per_batch]
+            if where.start not in orders:
+                standing = mask.nonzero()[:, 1].cpu()
+                orders[where.start] = [shuffled(standing, rng).to(exact) for _ in range(SHUFFLES)]
+            a, b = stream_a[layer], stream_b[layer]
+            ckas[layer].add(a[mask], b[mask], orders[where.start])
             for states, x in zip(samples[layer], (a, b)):
-                states.append(x[chosen][m[chosen]].float())
+                states.append(x[chosen][mask[chosen]].float())
         if say:
             say(min(1, (i + per_batch) / len(base)))
 
     result = []
-    for cka, (states_a, states_b), (_, where) in zip(ckas, samples, names):
+    for cka, (states_a, states_b), mask in zip(ckas, samples, cloned):
         a, b = torch.cat(states_a), torch.cat(states_b)
-        shuffles = shuffles_of(cloned[kept], rng)(where)
+        standing = mask[kept].nonzero()[:, 1].cpu()
+        shuffles = [shuffled(standing, rng) for _ in range(SHUFFLES)]
         result.append(compare_states(a, b, shuffles) | {
             "cka": against_floor(cka.value(), [cka.value(i) for i in range(SHUFFLES)])})
     return result
-
-
-def shuffles_of(mask, rng):
-    """Return orders(where) -> SHUFFLES permutations of the states where mask [n, T] is true, in the
-    columns `where`, a slice: the layers that are of the same positions have the same ones.
-    """
-    made = {}
-
-    def orders(where):
-        key = where.start, where.stop
-        if key not in made:
-            positions = mask[:, where].nonzero()[:, 1].cpu()
-            made[key] = [shuffled(positions, rng) for _ in range(SHUFFLES)]
-        return made[key]
-
-    return orders
 
 
 def compare_states(a, b, shuffles):
@@ -278,9 +268,9 @@ def compare_gradients(model, windows_a, windows_b, rows, embeddings=True):
         within   of one language on two texts: as alike as anything gets here
     """
     half = (len(windows_a) + 1) // 2
-    a1, a2, b1, b2 = (gradients(model, part, row, embeddings)
+    a1, a2, b1, b2 = (gradients(model, windows[first:last], row, embeddings, first)
                       for windows, row in zip((windows_a, windows_b), rows)
-                      for part in (windows[:half], windows[half:]))
+                      for first, last in ((0, half), (half, None)))
     result = {}
     for name in a1:
         same = flat_cosine(a1[name], b1[name]) + flat_cosine(a2[name], b2[name])
@@ -290,7 +280,7 @@ def compare_gradients(model, windows_a, windows_b, rows, embeddings=True):
 
     singles = {name: [] for name in result}
     for i in range(min(len(windows_a), SEQUENCES)):
-        a, b = (gradients(model, windows[i:i + 1], row, embeddings)
+        a, b = (gradients(model, windows[i:i + 1], row, embeddings, i)
                 for windows, row in zip((windows_a, windows_b), rows))
         for name in result:
             singles[name].append(flat_cosine(a[name], b[name]))
@@ -300,13 +290,14 @@ def compare_gradients(model, windows_a, windows_b, rows, embeddings=True):
     return result
 
 
-def gradients(model, windows, row, embeddings=True):
+def gradients(model, windows, row, embeddings=True, first=0):
     """{name: gradient of the summed loss of windows}, by the names of Block's tensors.
 
     windows: ids [n, T + 1] of a language, or a list of n windows that differ in length. row [V]:
     the language's ids. qkv counts as three tensors, and so does its bias. Of the embeddings'
     gradients only the language's rows are kept, so that they stand in the same order for every
     clone. Without embeddings these are left out: the tokens of real languages have no clones.
+    first: the number of the first window, as in GPT.text_losses.
     """
     model.zero_grad()
     if isinstance(windows, list):
@@ -315,7 +306,8 @@ def gradients(model, windows, row, embeddings=True):
         at_a_time = max(1, 8192 // windows.shape[1])
         parts = [windows[i:i + at_a_time] for i in range(0, len(windows), at_a_time)]
     for part in parts:
-        model.text_losses(part, row).mean(1).sum().backward()
+        model.text_losses(part, row, first=first).mean(1).sum().backward()
+        first += len(part)
 
     result = {}
     for name, parameter in model.named_parameters():
@@ -342,11 +334,13 @@ def block_mean(gradients, kind):
 
     They are of ten types: q, k, v, proj, up, down, and the weight and bias of both norms. The
     biases of the linear layers are left out, as in the paper's mean over ten types: adding to all
-    keys changes no attention, so the gradient of k's bias is rounding noise.
+    keys changes no attention, so the gradient of k's bias is rounding noise. So is the attention of
+    a decoder to an encoder, which other architectures do not have.
     """
     cosines = []
     for name, by_kind in gradients.items():
-        if name.startswith("blocks.") and not name.endswith("_bias"):
+        of_ten = name.startswith("blocks.") and not name.endswith("_bias") and "cross" not in name
+        if of_ten:
             cosines.append(by_kind[kind])
     return float(np.mean(cosines))
 
@@ -412,13 +406,13 @@ def parallel_similarity(model, windows, shared, say=None):
     [{measure: against_floor(...)}], a dict a layer. say: called with the share that is done.
     """
     # windows to match, in order of their length: so neighbours are about as long
-    to_match = evenly(windows, MATCHED_TOKENS // model.config["context"])
+    to_match = evenly(windows, MATCHED_TOKENS // room(model))
     to_match.sort(key=lambda window: len(window.a) + len(window.b))
     tokens_a = states_of(model, [window.a for window in to_match])
     tokens_b = states_of(model, [window.b for window in to_match])
     ids_a, ids_b = (np.concatenate([window[side] for window in to_match]) for side in (0, 1))
 
-    with_lines = evenly(windows, LINE_TOKENS // model.config["context"])
+    with_lines = evenly(windows, LINE_TOKENS // room(model))
     lines_a, lines_b = (mean_states(model, with_lines, side) for side in (0, 1))
     lengths = line_lengths(with_lines)
 
@@ -439,10 +433,16 @@ def evenly(windows, n):
     return [windows[i] for i in evenly_spaced(len(windows), n)]
 
 
+def room(model):
+    """How many tokens of a text a model reads at once: of an encoder-decoder, its encoder does."""
+    _, where = model.stream_names(model.config["context"])[0]
+    return where.stop
+
+
 def states_of(model, sides):
     """The residual stream of one side of windows, each ids [Ti]: a list of [Ti, D] a layer.
 
-    Of an encoder-decoder that of the encoder, which alone reads a text without writing another.
+    Of an encoder-decoder that of the encoder, which alone reads a text and writes none.
     """
     read = model.residual_stream
     if model.config["arch"] == "encoder-decoder":
@@ -604,8 +604,10 @@ def measure_clones(run):
             "embeddings": embedding_similarity(run.model, row_a, row_b, frequency),
         }
     progress("")
-    mask = clone.cloned_positions(base[:, :-1], run.table[0], run.table[1])
-    return {"tokens": n * T, "states": int(mask[kept_windows(n, T)].sum()), "pairs": pairs}
+    _, where = run.model.stream_names(T)[0]
+    mask = clone.cloned_positions(base[:, where], run.table[0], run.table[1])
+    states = int(mask[kept_windows(n, mask.shape[1])].sum())
+    return {"tokens": n * T, "states": states, "pairs": pairs}
 
 
 def measure_real(run, parallel_text):
@@ -635,7 +637,7 @@ def measure_real(run, parallel_text):
             "layers": layers,
             "gradients": compare_gradients(run.model, *sides, rows, embeddings=False),
             "embeddings": {},
-            "lines": len(line_lengths(evenly(windows, LINE_TOKENS // run.config.context))),
+            "lines": len(line_lengths(evenly(windows, LINE_TOKENS // room(run.model)))),
         }
     progress("")
     return {"pairs": pairs}
@@ -646,19 +648,17 @@ def open_windows(run, parallel_text, names, encoders, rows):
 
     Raises BadInput for fewer than eight.
     """
-    room = run.config.context
-    if run.config.arch == "encoder-decoder":  # as much as its encoder reads
-        room //= 2
+    width = room(run.model)
     passed_over = Counter()
     documents = parallel.read_pairs(parallel_text, names, passed_over)
-    windows, n_pairs, packed = parallel.pack(documents, encoders, rows, room)
+    windows, n_pairs, packed = parallel.pack(documents, encoders, rows, width)
     if len(windows) < 8:
         raise BadInput(f"the parallel text {parallel_text} has {len(windows)} windows of pairs "
-                       f"that fit {room} tokens: expected eight or more")
+                       f"that fit {width} tokens: expected eight or more")
     lone = passed_over.total()
     over = f" ({plural(lone, 'file')} passed over, without a translation)" if lone else ""
     print(f"{'-'.join(names)}: {n_pairs:,} pairs of lines{over}; {packed:,} of them fit a window "
-          f"of {room} tokens, in {len(windows):,} windows")
+          f"of {width} tokens, in {len(windows):,} windows")
     return windows
 
 

@@ -162,8 +162,8 @@ def make_batches(shape, steps):
 
     def masked_batch(step):
         ids, lang = batch(step)
-        dice = clone.roll_dice(batch_size, context, step=step)
-        return ids, lang, *clone.mask_tokens(ids, table[lang], dice)
+        dice = clone.roll_dice(step * batch_size + np.arange(batch_size), context)
+        return ids, lang, *clone.mask_tokens(ids, table, lang, dice)
 
     return masked_batch
 
@@ -233,7 +233,7 @@ def matmul_flops(shape):
         blocks = T * L * (attends + works + 2 * T * width)
         predicted = T
     if shape["arch"] == "encoder":
-        predicted = clone.masked_places(clone.roll_dice(1, T)).shape[1]
+        predicted = clone.masked_places(clone.roll_dice([0], T)).shape[1]
 
     # The unembedding has a row for each id of both languages, or, with heads of their own, of one.
     ids = shape["vocab_size"] + (shape["arch"] == "encoder")

@@ -417,13 +417,14 @@ def read_in_two_languages(n, stages, batch_size, steps, seed):
 MASKED = 0.15  # of the positions (Devlin et al. 2019)
 
 
-def roll_dice(n, context, seed=0, step=0):
-    """What decides which tokens of n sequences are masked: numbers in [0, 1), [n, 3, T].
+def roll_dice(numbers, context, seed=0):
+    """What decides how sequences are masked: numbers in [0, 1), [n, 3, T]. The first of the three
+    says where, the second whether a mask is shown, the third which token if not.
 
-    A pure function of (seed, step). With the defaults, it is the one masking that is used wherever
-    something is measured.
+    A pure function of the seed and the number of each sequence, numbers [n]: in training its number
+    in the run; where something is measured, that of the window, with seed 0.
     """
-    return np.random.default_rng([seed, 5, step]).random((n, 3, context))
+    return np.stack([np.random.default_rng([seed, 5, k]).random((3, context)) for k in numbers])
 
 
 def masked_places(dice):
@@ -432,26 +433,25 @@ def masked_places(dice):
     return np.sort(dice[:, 0].argsort(1)[:, :max(1, round(MASKED * T))], axis=1)
 
 
-def mask_tokens(ids, rows, dice):
+def mask_tokens(ids, table, lang, dice):
     """What an encoder reads of ids [n, T + 1], and where it is asked which token stands there.
 
     Returns (shown [n, T], places [n, P]). At 80 % of the places the mask is shown, at 10 % any
-    other token of the same language, and at 10 % the token itself, so that the states of a text
-    without a mask are of use too (Devlin et al. 2019).
+    token of the same language, and at 10 % the token itself, so that the states of a text without a
+    mask are of use too (Devlin et al. 2019).
 
-    rows [V + 1], or [n, V + 1]: the ids of the language of each, the mask the last of them. dice:
-    roll_dice. They know nothing of the language: a text is masked alike in all clones. Say
+    table [N, V + 1]: the ids of the languages, the mask the last of each; lang [n]: the language of
+    each sequence. dice: roll_dice. They know nothing of the language: a text is masked alike in all
+    clones. Say, of T = 14
 
-        ids      0 1 2 3 4 5 6 7      places  2 5
-        shown    0 1 M 3 4 9 6           2 is masked, and for 5 stands another token
+        ids      0 1 2 3 4 5 6 7 8 9 10 11 12 13 14      places  2 5
+        shown    0 1 M 3 4 9 6 7 8 9 10 11 12 13         2 is masked, and for 5 stands another
     """
-    rows = np.broadcast_to(rows, (len(ids), rows.shape[-1]))
-    V = rows.shape[1] - 1
-    places = masked_places(dice)
+    places, V = masked_places(dice), table.shape[1] - 1
     which, token = (np.take_along_axis(dice[:, i], places, 1) for i in (1, 2))
 
-    mask, itself = rows[:, -1:], np.take_along_axis(ids, places, 1)
-    other = np.take_along_axis(rows, (token * V).astype(np.int64), 1)
+    mask, itself = table[lang, -1][:, None], np.take_along_axis(ids, places, 1)
+    other = table[lang[:, None], (token * V).astype(np.int64)]
     shown = ids[:, :-1].copy()
     instead = np.where(which < 0.8, mask, np.where(which < 0.9, other, itself))
     np.put_along_axis(shown, places, instead, 1)

@@ -6,7 +6,7 @@
 
 Perplexity is over the test split, the same text for every clone, and each real language's own. It
 is of the last positions of overlapping windows, so that every token that is scored has context
-(paper: the last 128 of 512).
+(paper: the last 128 of 512). An encoder's is of masked tokens.
 
 Token efficiency: a power law is fitted to the monolingual runs.
     MLPE   the perplexity that a monolingual model reaches on as many tokens
@@ -19,6 +19,7 @@ import json
 import math
 import textwrap
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -27,10 +28,10 @@ import clone
 import data
 import runs
 from lib.bpe import encoder
-from lib.cli import BadInput, Parser, progress, run_main, write_json
+from lib.cli import BadInput, Parser, plural, progress, run_main, write_json
 from model import pick_device
 
-TEST_TOKENS = 131072  # scored a language, about
+TEST_TOKENS = 131072  # scored a language, about; of an encoder, read
 SWITCH_TOKENS = 65536  # of test text, for the code-switch test
 B_RANGE = 0.01, 3.0  # of the law's exponent
 
@@ -54,29 +55,32 @@ def score(model, text, row, context, last_n, most=math.inf):
     sees both sides of a token: so its windows lie side by side, and of each the masked tokens are
     scored, always the same ones; nan for all others.
 
-    row [V]: the language's ids, a row of clone.clone_table. most: score about that many tokens, in
-    windows spread evenly over the text; nan for the rest. Raises BadInput if a loss is not finite.
+    row [V]: the language's ids, a row of clone.clone_table. most: score about that many tokens (of
+    an encoder: read them), in windows spread evenly over the text; nan for the rest. Raises
+    BadInput if a loss is not finite.
     """
     losses = np.full(len(text), np.nan)
-    encoder = model.config["arch"] == "encoder"
-    stride = context if encoder else last_n
+    masked = model.config["arch"] == "encoder"
+    stride = context if masked else last_n
     last_start = len(text) - 1 - context
     starts = np.append(np.arange(0, last_start, stride), last_start)
     if len(starts) * stride > most:
         kept = np.linspace(0, len(starts) - 1, max(1, int(most) // stride)).astype(int)
         starts = starts[kept]
 
+    first = 0  # the number of a group's first window
     for group in np.array_split(starts, math.ceil(len(starts) * context / 8192)):
         window = group[:, None] + np.arange(context + 1)  # positions [windows, T + 1]
-        scored = model.text_losses(row[text[window]], row, last_n)
+        scored = model.text_losses(row[text[window]], row, last_n, first)
         if not scored.isfinite().all():
             raise BadInput("a loss is not finite: the model is broken, train it anew")
-        if encoder:
-            dice = clone.roll_dice(len(window), context)
+        if masked:
+            dice = clone.roll_dice(range(first, first + len(group)), context)
             places = np.take_along_axis(window, clone.masked_places(dice), 1)
         else:
             places = window[:, -last_n:]
         losses[places] = scored.cpu().double().numpy()
+        first += len(group)
     return losses
 
 
@@ -114,8 +118,8 @@ def code_switch(model, text, table, first, second, context):
     each:
         same       the first half is in the second language too
         switched   the first half is in the first language
-        none       there is no first half; an encoder-decoder, which needs one, has that of another
-                   window
+        none       there is no first half; an encoder-decoder, which needs one, has that of a
+                   window far away
         gap        switched - same: 0 where all of the context carries across
         worth      none - same: what there is to carry
     """
@@ -130,14 +134,18 @@ def code_switch(model, text, table, first, second, context):
         "none": before[:, :0],
     }
     if arch == "encoder-decoder":
-        first_half["none"] = np.roll(first_half["same"], 1, axis=0)
+        first_half["none"] = np.roll(first_half["same"], n // 2, axis=0)
     if arch == "encoder":  # only the second half is masked
-        dice = clone.roll_dice(n, context - half)
-        shown, places = clone.mask_tokens(second_half, table[second], dice)
+        dice = clone.roll_dice(range(n), context - half)
+        lang = np.full(n, second)
+        shown, places = clone.mask_tokens(second_half, table, lang, dice)
 
     result = {}
     own_ids = torch.from_numpy(np.unique(table[second])).to(device)
-    for kind, rows in (("plain", model.head(table[second])), ("within", own_ids)):
+    for kind, rows in (("within", own_ids), ("plain", model.own_ids(table[second]))):
+        if kind == "plain" and rows is not None:  # a head per language has no other softmax
+            result["plain"] = result["within"]
+            continue
         means = {}
         for case, start in first_half.items():
             arrays = [np.concatenate([start, second_half], axis=1)]
@@ -147,7 +155,7 @@ def code_switch(model, text, table, first, second, context):
             at_a_time = max(1, 8192 // context)
             for i in range(0, n, at_a_time):
                 ids, *masked = (torch.from_numpy(x[i:i + at_a_time]).to(device) for x in arrays)
-                losses.append(model.token_losses(ids, context - half, rows, masked))
+                losses.append(model.token_losses(ids, context - half, rows, *masked))
             means[case] = torch.cat(losses).cpu().double().mean().item()
         means["gap"] = means["switched"] - means["same"]
         means["worth"] = means["none"] - means["same"]
@@ -459,10 +467,13 @@ def describe(law, runs):
 def evaluate_run(run, last_n, most):
     """All that eval.json holds of a run but its token efficiency. Raises BadInput."""
     context, texts = run.config.context, run.texts("test")
+    # the code-switch test of an encoder-decoder takes the first half of another window
+    n_windows = 2 if run.config.arch == "encoder-decoder" else 1
     for name, text in zip(run.names, texts):
-        if len(text) < context + 1:
+        if len(text) < n_windows * context + 1:
             raise BadInput(f"the test text of {name} has {len(text)} tokens, fewer than "
-                           f"one window of {run.folder} ({context + 1})")
+                           f"{plural(n_windows, 'window')} of {run.folder} "
+                           f"({n_windows * context + 1})")
 
     seen = runs.read_log(run.folder, "val_loss")[-1]["tokens_seen"]
     languages, lengths = [], {}  # of the tokens of each text
@@ -571,8 +582,9 @@ def print_switches(results):
     cases = ("same", "switched", "none", "gap")
     head = "".join(f"{case:>10}" for case in cases)
     print("\nCode-switching: loss in nats of the second half of a window, when the first half was "
-          "in the same language, in another, or not there;\ngap: switched - same, 0 where all of "
-          "the context carries across, about none - same where nothing does\n"
+          "in the same language, in another, or not there\n(of an encoder-decoder: that of another "
+          "text); gap: switched - same, 0 where all of the context carries across,\nabout none - "
+          "same where nothing does. A head per language has a softmax over its own ids only\n"
           f"{'run':28} {'':12}{'softmax over all ids':^40}  "
           f"{'over the second language only':^40}\n{'':41}{head}  {head}")
     for folder, _, result in results:
@@ -588,11 +600,14 @@ def print_samples(run, n=60, width=46):
     Clones have one text, and so one prompt.
     """
     model, table, encoders = run.model, run.table, run.encoders
+    n_prompt = 32
+    if run.config.arch == "encoder-decoder":  # as much as its encoder reads, and a token to go on
+        n_prompt = run.config.context // 2 + 1
     columns = []
     for name, text, row, enc in list(zip(run.names, run.texts("test"), table, encoders))[:3]:
-        prompt = np.array(text[:32])
+        prompt = np.array(text[:n_prompt])
         ids = torch.from_numpy(row[prompt]).to(model.embedding.device)
-        out = model.sample(ids, n, rows=model.head(row))[len(prompt):].cpu().numpy()
+        out = model.sample(ids, n, rows=model.own_ids(row))[len(prompt):].cpu().numpy()
         own = np.isin(out, row).mean()
         column = [f"{name} ({own:.0%} of its tokens are {name}'s)", "-" * width]
         column += textwrap.wrap(f"prompt: {enc.decode(prompt.tolist())!r}", width) + [""]
@@ -606,24 +621,19 @@ def print_samples(run, n=60, width=46):
         print("   ".join(f"{cell:{width}}" for cell in cells).rstrip())
 
 
-def scored_positions(run, last_n):
-    """How many positions are scored at the end of each window of a run; None for an encoder, which
-    is scored where the text is masked. Raises BadInput.
-    """
-    arch, context = run.config.arch, run.config.context
-    if arch == "encoder":
-        if last_n is not None:
-            raise BadInput(f"{run.folder} is an encoder, which is scored where the text is masked: "
-                           "leave --last_n out")
-        return None
+def check_last_n(folder, config, last_n):
+    """Raise BadInput unless `last_n` positions can be scored at the end of each window of a run."""
     if last_n is None:
-        return max(1, context // 4)
-    if arch == "encoder-decoder" and not 0 < last_n <= context // 2:
-        raise BadInput(f"--last_n={last_n}: expected 1 to {context // 2}, the tokens that the "
-                       f"decoder of {run.folder} writes")
-    if not 0 < last_n <= context:
-        raise BadInput(f"--last_n={last_n}: expected 1 to {context}, the context of {run.folder}")
-    return last_n
+        return
+    if config.arch == "encoder":
+        raise BadInput(f"{folder} is an encoder, which is scored where the text is masked: leave "
+                       "--last_n out")
+    if config.arch == "encoder-decoder":
+        most, of_what = config.context - config.context // 2, "what the decoder writes in"
+    else:
+        most, of_what = config.context, "the context of"
+    if not 0 < last_n <= most:
+        raise BadInput(f"--last_n={last_n}: expected 1 to {most}, {of_what} {folder}")
 
 
 def main():
@@ -631,8 +641,9 @@ def main():
     parser.positional("runs", "folders of finished runs, of one corpus")
     parser.option("--last_n", None, "positions scored at the end of each window; the fewer, the "
                   "more context they have (default: a quarter of the context)", int)
-    parser.option("--tokens", TEST_TOKENS, "test tokens scored a language, about, in windows "
-                  "spread evenly over the test split; all of it if it has fewer", int)
+    parser.option("--tokens", TEST_TOKENS, "test tokens scored a language, about (of an encoder: "
+                  "read), in windows spread evenly over the test split; all of it if it has fewer",
+                  int)
     parser.option("--sample", False, "print how each language goes on from the start of its test "
                   "text, and nothing else", bool)
     parser.option("--corpus", None, "where the text of the runs is now, once for each (default: "
@@ -649,8 +660,11 @@ def main():
         return
 
     results = []
-    for run in runs.open_runs(args.runs, device, corpus=args.corpus):
-        last_n = scored_positions(run, args.last_n)
+    for run in runs.open_runs(args.runs, device, corpus=args.corpus,
+                              check=partial(check_last_n, last_n=args.last_n)):
+        last_n = args.last_n
+        if last_n is None and run.config.arch != "encoder":
+            last_n = max(1, run.config.context // 4)
         result = load_result(run, last_n, args.tokens) or evaluate_run(run, last_n, args.tokens)
         results.append((run.folder, run.config, result))
 

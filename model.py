@@ -62,6 +62,8 @@ SIZES = {
 }
 
 
+
+# What else there is to choose from: see the drawing above, and GPT
 ARCHITECTURES = ("decoder", "encoder", "encoder-decoder")
 HEADS = ("shared", "per-language")
 
@@ -245,10 +247,8 @@ class GPT(nn.Module):
         else:
             self.unembedding = nn.Parameter(torch.empty(vocab_size, d_model))
 
-        self.n_heads = len(table) if config["heads"] == "per-language" else 0
-        for l in range(self.n_heads):
-            ids = torch.from_numpy(np.unique(table[l]))
-            self.register_buffer(f"head{l}", ids, persistent=False)
+        if config["heads"] == "per-language":
+            self.register_buffer("table", torch.from_numpy(table), persistent=False)
 
         # how every matrix starts; norms and biases start as they are made
         for name, parameter in self.named_parameters():
@@ -268,9 +268,8 @@ class GPT(nn.Module):
     def make_block(self, layer):
         """The block of a layer: of an encoder-decoder, the first half of them are the encoder's."""
         config = self.config
-        causal, cross = config["arch"] == "decoder", False
-        if config["arch"] == "encoder-decoder" and layer >= config["n_layer"] // 2:
-            causal, cross = True, True
+        cross = config["arch"] == "encoder-decoder" and layer >= config["n_layer"] // 2
+        causal = config["arch"] == "decoder" or cross
         return Block(config["d_model"], config["n_head"], config["d_head"], config["bias"],
                      causal, cross)
 
@@ -329,7 +328,7 @@ class GPT(nn.Module):
 
         ids [B, T + 1]. For an encoder shown [B, T] and places [B, P], of clone.mask_tokens.
         """
-        if shown is None:
+        if self.config["arch"] != "encoder":
             hidden = self.residual_stream(ids[:, :-1])[-1]
             return hidden, ids[:, -hidden.shape[1]:]
         hidden = self.residual_stream(shown)[-1]
@@ -353,51 +352,52 @@ class GPT(nn.Module):
         chunk = 256 if hidden.device.type == "cpu" else 4096
         return ChunkedCrossEntropy.apply(hidden, weight, targets, chunk).view(B, -1)
 
-    def token_losses(self, ids, last=None, rows=None, masked=()):
+    def token_losses(self, ids, last=None, rows=None, shown=None, places=None):
         """ids [B, T + 1] -> cross-entropy in nats of each token that is predicted, fp32 [B, P].
 
         P is T for a decoder, half of it for an encoder-decoder, and as many as there are places for
-        an encoder. last: of the last `last` of them only. rows: as in cross_entropy. masked: for an
-        encoder (shown, places), as in predictions.
+        an encoder. last: of the last `last` of them only. rows: as in cross_entropy. shown, places:
+        as in predictions.
         """
-        hidden, targets = self.predictions(ids, *masked)
+        hidden, targets = self.predictions(ids, shown, places)
         if last is not None:
             hidden, targets = hidden[:, -last:], targets[:, -last:]
         return self.cross_entropy(hidden, targets, rows)
 
-    def text_losses(self, ids, row, last=None):
+    def text_losses(self, ids, row, last=None, first=0):
         """The same of a text in one language, int64 numpy ids [B, T + 1]; row [V]: its ids.
 
-        With the language's head, if it has one, and for an encoder with the one masking that is
-        used wherever something is measured.
+        Its softmax is that of the language, if it has one. An encoder is asked where it always is
+        when something is measured: windows first, first + 1, ... of a text have masks of their own.
         """
-        device, masked = self.embedding.device, ()
+        device, masked = self.embedding.device, []
         if self.config["arch"] == "encoder":
             n, width = ids.shape
-            masked = clone.mask_tokens(ids, row, clone.roll_dice(n, width - 1))
-            masked = [torch.from_numpy(x).to(device) for x in masked]
-        return self.token_losses(torch.from_numpy(ids).to(device), last, self.head(row), masked)
+            dice = clone.roll_dice(range(first, first + n), width - 1)
+            lang = np.zeros(n, dtype=np.int64)  # the only one
+            for array in clone.mask_tokens(ids, row[None], lang, dice):
+                masked.append(torch.from_numpy(array).to(device))
+        return self.token_losses(torch.from_numpy(ids).to(device), last, self.own_ids(row), *masked)
 
-    def head(self, row):
+    def own_ids(self, row):
         """The ids that the softmax of a language runs over; None for all. row [V]: its ids."""
-        if not self.n_heads:
+        if self.config["heads"] == "shared":
             return None
-        return torch.from_numpy(np.unique(row)).to(self.embedding.device)
+        return torch.as_tensor(row, device=self.embedding.device).unique()
 
     def forward(self, ids, lang=None, shown=None, places=None):
         """ids [B, T + 1] -> [B]. lang [B]: the language of each, which heads per language need;
         shown and places: what an encoder needs.
         """
         hidden, targets = self.predictions(ids, shown, places)
-        if not self.n_heads:
+        if self.config["heads"] == "shared":
             return self.cross_entropy(hidden, targets).mean(1)
         losses = torch.zeros(len(ids), device=ids.device)
-        for l in range(self.n_heads):
+        for l, row in enumerate(self.table):
             mine = (lang == l).nonzero()[:, 0]
             if len(mine):
-                rows = self.get_buffer(f"head{l}")
-                of_mine = self.cross_entropy(hidden[mine], targets[mine], rows).mean(1)
-                losses = losses.index_copy(0, mine, of_mine)
+                of_mine = self.cross_entropy(hidden[mine], targets[mine], self.own_ids(row))
+                losses = losses.index_copy(0, mine, of_mine.mean(1))
         return losses
 
     @torch.no_grad()

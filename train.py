@@ -260,18 +260,18 @@ def evaluate(model, texts, table, names, context):
     bases = {id(text): spread(text, context) for text in texts}  # of each text, [n, T + 1]
     for text, row in zip(texts, table):
         ids = row[bases[id(text)]]
-        of_parts = []
-        for i in range(0, len(ids), max(1, 4096 // context)):
-            of_parts.append(model.text_losses(ids[i:i + max(1, 4096 // context)], row).mean(1))
+        of_parts, at_a_time = [], max(1, 4096 // context)
+        for i in range(0, len(ids), at_a_time):
+            of_parts.append(model.text_losses(ids[i:i + at_a_time], row, first=i).mean(1))
         losses.append(torch.cat(of_parts).mean().item())
 
     retrieval = {}
     if len(bases) > 1:
         return losses, retrieval
-    some = bases[id(texts[0])][:max(1, RETRIEVAL_STATES // context), :-1]
     middle = len(model.blocks) // 2  # of an encoder-decoder, what the decoder sees of the encoder
-    _, positions = model.stream_names(context)[middle]
-    cloned = clone.cloned_positions(some, table[0], table[-1])[:, positions]
+    _, where = model.stream_names(context)[middle]
+    some = bases[id(texts[0])][:max(1, RETRIEVAL_STATES // (where.stop - where.start)), :-1]
+    cloned = clone.cloned_positions(some[:, where], table[0], table[-1])
     states = []
     for row in table:
         stream = model.residual_stream(torch.from_numpy(row[some]).to(device))
@@ -357,14 +357,15 @@ def make_batches(run, texts):
     numpy_batch = clone.make_batches(texts, run.table, stages, config.context,
                                      config.batch_size, config.steps, config.seed,
                                      ddp.rank(), ddp.world())
-    mine = clone.part(config.batch_size, ddp.rank(), ddp.world())
+    mine = np.arange(config.batch_size)[clone.part(config.batch_size, ddp.rank(), ddp.world())]
 
     def batch(step):
         ids, lang = numpy_batch(step)
         arrays = [ids, lang]
         if config.arch == "encoder":
-            dice = clone.roll_dice(config.batch_size, config.context, config.seed, step)[mine]
-            arrays += clone.mask_tokens(ids, run.table[lang], dice)
+            numbers = step * config.batch_size + mine
+            dice = clone.roll_dice(numbers, config.context, config.seed)
+            arrays += clone.mask_tokens(ids, run.table, lang, dice)
         return [torch.from_numpy(array).to(run.device) for array in arrays]
 
     return batch
@@ -395,7 +396,7 @@ def print_headline(run):
     going_on = f", from step {run.step:,}" if run.step else ""
     heads = ", a head per language" if config.heads == "per-language" else ""
     say(f"{run.folder}: {config.arch} of {parameters:,} parameters{heads}, "
-        f"{plural(config.languages, 'language')} of {config.vocab_size:,} ids, "
+        f"{plural(config.languages, 'language')} of {run.table.shape[1]:,} ids, "
         f"{config.steps:,} steps of {config.batch_size} x {config.context} tokens, "
         f"{config.optimizer}, {config.dtype} on {run.device.type}{processes}{going_on}")
 
@@ -469,7 +470,9 @@ def report(run):
     print(f"  python eval.py {folder}            # test perplexity per language")
     if config.arch != "encoder":
         print(f"  python eval.py {folder} --sample   # what it writes")
-    print(f"  python align.py {folder}{parallel}           # are the languages represented alike?")
+    if config.languages > 1:
+        print(f"  python align.py {folder}{parallel}           # are the languages represented "
+              "alike?")
     if config.languages > 1 and not config.schedule:
         main_share = float(config.ratio.split(",")[0])
         if main_share <= 1 / config.languages + 1e-6:

@@ -198,7 +198,7 @@ def alignment_page(path, name, languages, summary):
             draw_layers(axes[0, 0], summary, tokens, f"Tokens. {title}")
             draw_layers(axes[1, 0], summary, lines, f"Lines. {title}")
         gradients = {tensor: cosines["same"] for tensor, cosines in summary["gradients"].items()}
-        draw_gradient_map(fig, axes[0, 1], gradients)
+        draw_gradient_map(fig, axes[0, 1], gradients, summary["names"])
         axes[0, 1].set_title("Cosine of the two languages' gradients\n"
                              "(1: what helps one helps the other)")
         draw_gradient_bars(axes[1, 1], summary["gradient"], languages[0])
@@ -236,15 +236,20 @@ def draw_profile(ax, summary, measure, colour, name):
 
 def label_layers(ax, summaries):
     """The names of the layers on the x axis, where they are the same in all summaries."""
-    names = summaries[0]["names"]
-    if any(summary["names"] != names for summary in summaries):
-        names = [str(i) for i in range(max(len(summary["names"]) for summary in summaries))]
+    names = max((summary["names"] for summary in summaries), key=len)
+    for summary in summaries:
+        if summary["names"] != names[:len(summary["names"])]:  # of different architectures
+            names = [str(i) for i in range(len(names))]
     ax.set_xticks(range(len(names)), [name.replace(" ", "\n") for name in names])
     ax.set_xlabel("layer (0: the embedding)")
 
 
-def draw_gradient_map(fig, ax, gradients):
-    """A heat map, layer by parameter, of gradients {tensor: cosine of two languages' gradients}."""
+def draw_gradient_map(fig, ax, gradients, names=()):
+    """A heat map, layer by parameter, of gradients {tensor: cosine of two languages' gradients}.
+
+    names: of the layers, each stack's embedding ("0") among them; without them, layers are counted.
+    A decoder's attention to an encoder has no column.
+    """
     n_layer = sum(tensor.endswith(".up") for tensor in gradients)
     cosines = np.empty((n_layer, len(PARAMETERS)))
     for layer in range(n_layer):
@@ -254,7 +259,10 @@ def draw_gradient_map(fig, ax, gradients):
     image = ax.imshow(cosines, vmin=-1, vmax=1, cmap="RdBu_r", aspect="auto")
     fig.colorbar(image, ax=ax)
     ax.set_xticks(range(len(PARAMETERS)), PARAMETERS, rotation=45, ha="right")
-    ax.set_yticks(range(n_layer), range(1, n_layer + 1))
+    of_blocks = [name for name in names if name.split()[-1] != "0"]
+    if len(of_blocks) != n_layer:  # not given, or an encoder's alone
+        of_blocks = range(1, n_layer + 1)
+    ax.set_yticks(range(n_layer), of_blocks)
     ax.set_ylabel("layer")
 
     # the numbers themselves, where they fit: white on dark cells, black on light ones
@@ -454,6 +462,25 @@ def efficiency_of_vocabularies(path, first, panels):
             draw_efficiency(ax, numbers["ratios"], numbers["languages"])
             tidy(ax, title=f"{vocabulary} vocabularies", xlabel=f"share of {first}")
         legend(fig)
+
+
+def word2vec(path, found, transformer):
+    """Cosine of a token's word2vec vector and its clone's, against EN1's share: a panel a side.
+
+    found {EN1's share: [what paper.word2vec.measure returns, one for each seed]}.
+    transformer {"input" or "output": {EN1's share: the same cosine in the paper's transformer}}.
+    """
+    with figure(path, 1, 2, (9, 4.2), sharey=True) as (fig, axes):
+        for ax, side in zip(axes[0], ("input", "output")):
+            for kind, words, colour, line in (("value", "a token and its clone", COLOURS[2], "-"),
+                                              ("all_pairs", "all pairs", "0.5", ":")):
+                values = [[result[side][kind] for result in found[ratio]] for ratio in found]
+                points(ax, list(found), values, "o", line, color=colour, label=words)
+            ax.plot(*zip(*transformer[side].items()), "D", mfc="none", ms=8, color=COLOURS[3],
+                    label="a token and its clone, in the paper's transformer")
+            tidy(ax, xlabel="share of EN1", title=f"{side} vectors of word2vec")
+        axes[0, 0].set_ylabel("cosine")
+        legend(fig, ncols=3)
 
 
 def alignment_of_vocabularies(path, measures, runs):

@@ -196,8 +196,6 @@ def architectures(found, names, beside):
     rows = []
     for name in names:
         config = found[name][0]["config"]
-        if config["languages"] == 1:
-            continue
         row = [config["arch"], config["heads"], MIXES["ratio" + config["ratio"]]]
         for key in ("ppl", "teff_interpolated"):
             for language in ("EN1", "EN2"):
@@ -205,7 +203,10 @@ def architectures(found, names, beside):
         row += [stat(seeds(found, name, retrieval), ".3f"), stat(seeds(found, name, gradient)),
                 len(found[name])]
         rows.append(row)
-    return markdown(head, rows)
+    return markdown(head, rows) + (
+        "\nCompare TEff, not perplexities, from one architecture to another: a decoder's is of the "
+        "last quarter of a window, an encoder's of masked tokens, and an encoder-decoder's of the "
+        "last half of what it writes.\n")
 
 
 def costs(found, names, beside):

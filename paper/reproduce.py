@@ -126,9 +126,9 @@ def cost(scale, options):
         if key in options:
             shape[key] = options[key]
 
-    # bench counts two languages, which have twice the vocabulary
-    languages = options.get("languages", 2)
-    shape["vocab_size"] = shape["vocab_size"] * languages / 2
+    # bench counts two languages, which have twice the vocabulary, or a head each
+    if shape["heads"] == "shared":
+        shape["vocab_size"] = shape["vocab_size"] * options.get("languages", 2) / 2
     return shape["steps"] * bench.matmul_flops(shape)
 
 
@@ -169,9 +169,9 @@ def print_tables(args, tables, options, chosen, found, speed):
         finished = f"{total - len(left)} of {total} runs finished"
         if left:
             finished += f", {duration(work(args.scale, options, left) / speed)} left"
-        print(f"{table:11} {tables[table].title}")
-        print(f"{'':11} {', '.join(names)}")
-        print(f"{'':11} {finished}")
+        print(f"{table:13} {tables[table].title}")
+        print(f"{'':13} {', '.join(names)}")
+        print(f"{'':13} {finished}")
 
 
 # ------------------------------------------------------------------------------------------------

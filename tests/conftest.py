@@ -127,17 +127,22 @@ def two_processes(folder, path, *options):
                           env=ONE_THREAD, capture_output=True, text=True, timeout=300)
 
 
-def train_here(folder, *options):
-    """train.py with the options, in this process. Returns what it printed."""
+def train_here(folder, *options, eval_tokens=4096):
+    """train.py with the options, in this process. Returns what it printed.
+
+    eval_tokens: how much validation text is scored, less than train.py does; None for as much.
+    """
     import train
+    whole = train.EVAL_TOKENS
     out, argv = io.StringIO(), sys.argv
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         sys.argv = ["train.py", *options]
+        train.EVAL_TOKENS = eval_tokens or whole
         with contextlib.chdir(folder), contextlib.redirect_stdout(out):
             train.main()
     finally:
-        sys.argv = argv
+        sys.argv, train.EVAL_TOKENS = argv, whole
         for number, handler in handlers.items():
             signal.signal(number, handler)
     return out.getvalue()

@@ -730,7 +730,8 @@ def test_too_short_a_test_text_is_refused(work, monkeypatch):
     monkeypatch.chdir(work)
     run, = runs.open_runs(["runs/a"], CPU)
     monkeypatch.setattr(data, "tokens", lambda corpus, split: np.zeros(32, np.uint16))
-    short = SimpleNamespace(corpora=run.corpora, config=run.config, folder=run.folder, clones=True)
+    short = SimpleNamespace(corpora=run.corpora, config=run.config, folder=run.folder, clones=True,
+                            table=run.table, model=run.model)
     with pytest.raises(align.BadInput, match=r"has 32 tokens, fewer than two windows of .* \(33\)"):
         align.measure(short)
 

@@ -60,8 +60,9 @@ def test_masks_are_as_many_and_of_the_kinds_that_are_said():
     table = clone.clone_table(np.ones(V + 1), 2)
     text = np.random.default_rng(1).integers(0, V, (2000, 101))
     lang = np.arange(2000) % 2
-    ids, rows = table[lang[:, None], text], table[lang]
-    shown, places = clone.mask_tokens(ids, rows, clone.roll_dice(2000, 100))
+    ids = table[lang[:, None], text]
+    dice = clone.roll_dice(range(2000), 100)
+    shown, places = clone.mask_tokens(ids, table, lang, dice)
     assert shown.shape == (2000, 100) and places.shape == (2000, 15)  # 15 % of each sequence
     assert (np.diff(places, axis=1) > 0).all()
     # every position as often as any other
@@ -73,7 +74,7 @@ def test_masks_are_as_many_and_of_the_kinds_that_are_said():
     assert (shown == ids[:, :-1])[elsewhere].all()
 
     at, was = (np.take_along_axis(x, places, 1) for x in (shown, ids))
-    mask = rows[:, -1:]
+    mask = table[lang, -1:]
     assert (at == mask).mean() == pytest.approx(0.8, abs=0.01)
     # a token taken by chance is the same one in 30
     assert (at == was).mean() == pytest.approx(0.1 + 0.1 / V, abs=0.01)
@@ -81,19 +82,39 @@ def test_masks_are_as_many_and_of_the_kinds_that_are_said():
     language = np.repeat(lang[:, None], 15, 1)[(at != mask) & (at != was)]
     assert (by_chance // (V + 1) == language).all()  # of the same language
     tokens = by_chance % (V + 1)
-    assert set(tokens) == set(range(V))  # any of them, and never the mask
+    assert set(tokens) == set(range(V))  # any of them
     mean = len(tokens) / V
     assert np.bincount(tokens) == pytest.approx([mean] * V, abs=4 * mean**0.5)
 
 
+def test_what_the_dice_say_is_done():
+    table = clone.clone_table(np.ones(V + 1), 2)
+    ids, lang = table[1][texts(1)], np.array([1])
+    for kind, token, expected in ((0.79, 0.5, table[1, V]), (0.81, 0.5, table[1, V // 2]),
+                                  (0.89, 0.0, table[1, 0]), (0.89, 0.9999, table[1, V - 1]),
+                                  (0.91, 0.5, None)):
+        dice = np.full((1, 3, T), 0.5)
+        dice[0, 0, [4, 11]] = 0.1, 0.2  # these two come first
+        dice[0, 1:] = np.array([[kind], [token]])
+        shown, places = clone.mask_tokens(ids, table, lang, dice)
+        assert places.tolist() == [[4, 11]]
+        wanted = ids[:, :T].copy()
+        if expected is not None:
+            wanted[0, [4, 11]] = expected
+        assert (shown == wanted).all()
+
+
 def test_a_text_is_masked_alike_in_every_language_and_otherwise_in_every_step():
     table, text = clone.clone_table(np.ones(V + 1), 2), texts(6)
-    dice = clone.roll_dice(6, T, seed=3, step=5)
-    (one, places), (two, same) = (clone.mask_tokens(row[text], row, dice) for row in table)
+    numbers = np.arange(30, 36)
+    dice = clone.roll_dice(numbers, T, seed=3)
+    (one, places), (two, same) = (
+        clone.mask_tokens(table[l][text], table, np.full(6, l), dice) for l in range(2))
     assert (places == same).all() and (two == one + V + 1).all()
-    assert (clone.roll_dice(6, T, seed=3, step=5) == dice).all()
-    for other in (clone.roll_dice(6, T, 3, 6), clone.roll_dice(6, T, 4, 5)):
-        assert (clone.masked_places(other) != places).any()
+    # whatever else is in the batch
+    assert (clone.roll_dice(numbers[2:4], T, seed=3) == dice[2:4]).all()
+    for other in (clone.roll_dice(numbers + 6, T, 3), clone.roll_dice(numbers, T, 4)):
+        assert (clone.masked_places(other) != places).any(1).sum() >= 4
 
 
 def test_the_mask_is_shared_where_end_of_text_is(prepared, monkeypatch):
@@ -120,13 +141,13 @@ def test_the_mask_is_shared_where_end_of_text_is(prepared, monkeypatch):
 def test_a_masked_position_carries_no_information_about_itself_and_an_encoder_sees_both_sides():
     model, table = make("encoder")
     row = table[1]
-    ids, dice = row[texts(1)], clone.roll_dice(1, T, seed=1)
-    shown, places = clone.mask_tokens(ids, row, dice)
+    ids, dice, lang = row[texts(1)], clone.roll_dice([0], T, seed=1), np.array([1])
+    shown, places = clone.mask_tokens(ids, table, lang, dice)
     place = next(p for p in places[0] if shown[0, p] == row[-1])
     assert 0 < place < T - 1
 
     def states(ids):
-        arrays = [torch.from_numpy(x) for x in (ids, *clone.mask_tokens(ids, row, dice))]
+        arrays = [torch.from_numpy(x) for x in (ids, *clone.mask_tokens(ids, table, lang, dice))]
         hidden, targets = model.predictions(*arrays)
         return hidden[0], targets[0]
 
@@ -178,10 +199,14 @@ def test_the_decoder_half_sees_all_of_the_encoder_half_and_no_future(dtype):
     assert all(x.shape == (3, T // 2, 24) for x in stream.values())
 
 
-def test_an_encoder_decoder_written_out():
-    """Number by number, with no line of model.py; two layers, so one each."""
+@pytest.mark.parametrize("length", [16, 10, 7])
+def test_an_encoder_decoder_written_out(length):
+    """Number by number, with no line of model.py; two layers, so one each. The first half of a
+    window, rounded down, is the encoder's, and the decoder always begins at position 8.
+    """
     model, table = make("encoder-decoder")
-    ids = torch.from_numpy(table[0][texts(2)])
+    ids = torch.from_numpy(table[0][texts(2)[:, :length + 1]])
+    half = length // 2
     p = {name: value.detach().double() for name, value in model.named_parameters()}
 
     def norm(x, name):
@@ -195,7 +220,8 @@ def test_an_encoder_decoder_written_out():
         for head in (slice(0, 8), slice(8, 16)):
             scores = q[..., head] @ k[..., head].transpose(1, 2) / math.sqrt(8)
             if causal:
-                scores = scores.masked_fill(torch.ones(8, 8).triu(1).bool(), -math.inf)
+                future = torch.ones(scores.shape[1:]).triu(1).bool()
+                scores = scores.masked_fill(future, -math.inf)
             heads.append(scores.softmax(-1) @ v[..., head])
         return torch.cat(heads, -1)
 
@@ -209,10 +235,12 @@ def test_an_encoder_decoder_written_out():
         up = F.gelu(linear(norm(x, f"{name}.norm2"), f"{name}.up"), approximate="tanh")
         return x + linear(up, f"{name}.down")
 
-    x = p["embedding"][ids[:, :T]] * math.sqrt(24) + p["position"]
-    memory = norm(layer(x[:, :8], "blocks.0"), "encoder_norm")
-    x = norm(layer(x[:, 8:], "blocks.1", memory), "norm")
-    right = (x @ p["unembedding"].T).log_softmax(-1).gather(-1, ids[:, 9:, None])[..., 0]
+    x = p["embedding"][ids[:, :length]] * math.sqrt(24)
+    memory = layer(x[:, :half] + p["position"][:half], "blocks.0")
+    memory = norm(memory, "encoder_norm")
+    x = x[:, half:] + p["position"][8:8 + length - half]
+    x = norm(layer(x, "blocks.1", memory), "norm")
+    right = (x @ p["unembedding"].T).log_softmax(-1).gather(-1, ids[:, half + 1:, None])[..., 0]
     torch.testing.assert_close(model.token_losses(ids).double(), -right, atol=1e-4, rtol=1e-5)
 
 
@@ -231,7 +259,7 @@ def losses_of(model, table, text, lang):
     ids = table[lang[:, None], text]
     arrays = [ids, lang]
     if model.config["arch"] == "encoder":
-        arrays += clone.mask_tokens(ids, table[lang], clone.roll_dice(len(ids), T))
+        arrays += clone.mask_tokens(ids, table, lang, clone.roll_dice(range(len(ids)), T))
     return model(*map(torch.from_numpy, arrays))
 
 
@@ -251,13 +279,13 @@ def test_copied_rows_make_the_second_language_exactly_as_good(arch, heads):
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("cloned", [1.0, 0.5])
 def test_a_head_per_language_is_the_shared_one_without_the_others_logits(arch, cloned):
-    table = clone.clone_table(np.ones(V + (arch == "encoder")), 2, cloned)
+    table = clone.clone_table(np.ones(V + (arch == "encoder")), 3, cloned)
     own, table = make(arch, "per-language", table)
     shared, _ = make(arch, "shared", table)
-    text, lang = texts(6), np.array([0, 1, 0, 0, 1, 1])
+    text, lang = texts(6), np.array([2, 1, 2, 0, 1, 1])
     got = losses_of(own, table, text, lang)
 
-    for l in range(2):
+    for l in range(3):
         # what is not among the language's ids is forced out: its logit is far below the others
         others = np.setdiff1d(np.arange(table.size), table[l])
         hidden, targets = shared.predictions(*inputs(shared, table, text, lang))
@@ -279,7 +307,7 @@ def inputs(model, table, text, lang):
     ids = table[lang[:, None], text]
     masked = []
     if model.config["arch"] == "encoder":
-        masked = clone.mask_tokens(ids, table[lang], clone.roll_dice(len(ids), T))
+        masked = clone.mask_tokens(ids, table, lang, clone.roll_dice(range(len(ids)), T))
     return [torch.from_numpy(x) for x in (ids, *masked)]
 
 
@@ -291,6 +319,9 @@ def test_what_is_measured_of_a_text_is_what_is_trained(arch, heads):
         trained = losses_of(model, table, text, np.full(5, l))
         measured = model.text_losses(table[l][text], table[l])
         torch.testing.assert_close(measured.mean(1), trained)
+        # a part of it has the masks that it has there
+        part = model.text_losses(table[l][text[3:]], table[l], first=3)
+        torch.testing.assert_close(part, measured[3:])
         losses, _ = train.evaluate(model, [text[0], text[0]], table, ["EN1", "EN2"], T)
         assert losses[l] == pytest.approx(trained[0].item(), rel=1e-5)
 
@@ -298,22 +329,25 @@ def test_what_is_measured_of_a_text_is_what_is_trained(arch, heads):
 # ------------------------------------------------------------------------------------------------
 # eval.py
 
-def test_an_encoder_is_scored_at_the_masked_tokens_of_windows_side_by_side():
+@pytest.mark.parametrize("length", [100, 20000])  # at once, and in several groups
+def test_an_encoder_is_scored_at_the_masked_tokens_of_windows_side_by_side(length):
     model, table = make("encoder")
-    text, row = np.random.default_rng(0).integers(0, V, 100), table[1]
+    text, row = np.random.default_rng(0).integers(0, V, length), table[1]
     losses = eval_.score(model, text, row, T, None)
-    # six windows of 16, and one that ends with the text
-    starts = [0, 16, 32, 48, 64, 80, 83]
-    assert 6 * 2 <= (~np.isnan(losses)).sum() <= 7 * 2  # 15 % of 16 are 2
+    # one window after the other, and one that ends with the text
+    starts = [*range(0, length - T - 1, T), length - T - 1]
+    n = len(starts)
+    assert (n - 1) * 2 <= (~np.isnan(losses)).sum() <= n * 2  # 15 % of 16 are 2
 
     windows = np.stack([text[i:i + T + 1] for i in starts])
-    shown, places = clone.mask_tokens(row[windows], row, clone.roll_dice(7, T))
-    stream = model.residual_stream(torch.from_numpy(shown))
-    logits = model.norm(stream[-1]) @ model.unembedding.T
-    for i, start in enumerate(starts):
+    dice, lang = clone.roll_dice(range(n), T), np.ones(n, dtype=np.int64)
+    shown, places = clone.mask_tokens(row[windows], table, lang, dice)
+    for i in (0, 1, n // 2, n - 1):
+        states = model.norm(model.residual_stream(torch.from_numpy(shown[i:i + 1]))[-1])
+        logits = (states @ model.unembedding.T)[0]
         for place in places[i]:
-            right = logits[i, place].log_softmax(0)[row[text[start + place]]]
-            assert losses[start + place] == pytest.approx(-right.item(), abs=1e-5)
+            right = logits[place].log_softmax(0)[row[text[starts[i] + place]]]
+            assert losses[starts[i] + place] == pytest.approx(-right.item(), abs=1e-4)
     # a part of the text: as many tokens are read, not scored
     part = eval_.score(model, np.tile(text, 20), row, T, None, most=320)
     assert (~np.isnan(part)).sum() == 320 / T * 2
@@ -321,22 +355,24 @@ def test_an_encoder_is_scored_at_the_masked_tokens_of_windows_side_by_side():
 
 @pytest.mark.parametrize("arch", ARCHITECTURES[1:])
 @pytest.mark.parametrize("heads", HEADS)
-def test_code_switching_by_hand(arch, heads):
-    model, table = make(arch, heads)
-    text, half = np.random.default_rng(0).integers(0, V, 100), T // 2
-    result = eval_.code_switch(model, text, table, 0, 1, T)
+@pytest.mark.parametrize("context", [16, 15])
+def test_code_switching_by_hand(arch, heads, context):
+    model, table = make(arch, heads, context=context)
+    text, half = np.random.default_rng(0).integers(0, V, 6 * context + 4), context // 2
+    result = eval_.code_switch(model, text, table, 0, 1, context)
 
-    windows = np.stack([text[i * T:i * T + T + 1] for i in range(6)])
+    windows = np.stack([text[i * context:(i + 1) * context + 1] for i in range(6)])
     before, after = windows[:, :half], table[1][windows[:, half:]]
     starts = {"same": table[1][before], "switched": table[0][before], "none": before[:, :0]}
-    if arch == "encoder-decoder":  # which needs a first half: that of another window
-        starts["none"] = table[1][before[[5, 0, 1, 2, 3, 4]]]
+    if arch == "encoder-decoder":  # which needs a first half: that of a window far away
+        starts["none"] = table[1][before[[3, 4, 5, 0, 1, 2]]]
     own = np.unique(table[1])
     mean = {"plain": {}, "within": {}}
     for case, start in starts.items():
         ids = torch.from_numpy(np.concatenate([start, after], axis=1))
         if arch == "encoder":
-            shown, places = clone.mask_tokens(after, table[1], clone.roll_dice(6, half))
+            dice, lang = clone.roll_dice(range(6), context - half), np.ones(6, dtype=np.int64)
+            shown, places = clone.mask_tokens(after, table, lang, dice)
             shown = torch.from_numpy(np.concatenate([start, shown], axis=1))
             states = model.residual_stream(shown)[-1]
             places = torch.from_numpy(places) + start.shape[1]
@@ -344,7 +380,7 @@ def test_code_switching_by_hand(arch, heads):
             states = torch.stack([x[p] for x, p in zip(states, places)])
             targets = torch.stack([x[p] for x, p in zip(ids, places)])
         else:
-            states, targets = model.residual_stream(ids[:, :-1])[-1], ids[:, -half:]
+            states, targets = model.residual_stream(ids[:, :-1])[-1], ids[:, half + 1:]
         logits = model.norm(states) @ model.unembedding.T
         right = logits.gather(2, targets[:, :, None])[:, :, 0]
         within = (logits[:, :, own].logsumexp(2) - right).mean().item()
@@ -358,7 +394,7 @@ def test_code_switching_by_hand(arch, heads):
         assert result[kind] == pytest.approx(mean[kind] | {"gap": gap, "worth": worth}, abs=1e-5)
 
     copy_rows(model, table)
-    assert eval_.code_switch(model, text, table, 0, 1, T)["within"]["gap"] == 0
+    assert eval_.code_switch(model, text, table, 0, 1, context)["within"]["gap"] == 0
 
 
 def test_an_encoder_decoder_continues_what_its_encoder_has_read():
@@ -380,7 +416,7 @@ def test_a_head_of_its_own_writes_its_own_language():
         model, table = make(arch, "per-language")
         for row in table:
             prompt = torch.from_numpy(row[texts(1)[0, :6]])
-            out = model.sample(prompt, 50, temperature=5.0, top_k=30, rows=model.head(row))
+            out = model.sample(prompt, 50, temperature=5.0, top_k=30, rows=model.own_ids(row))
             assert np.isin(out, row).all() and len(set(out[6:].tolist())) > 10
 
 
@@ -400,28 +436,39 @@ def test_a_copy_is_aligned_in_every_layer_by_every_measure(arch):
             assert entry["value"] == pytest.approx(1) and entry["above"]
     assert before[0]["retrieval"]["value"] < 0.2
     for tensor, kinds in align.gradient_similarity(model, text, *table).items():
-        if not tensor.endswith(("k_bias", "cross_kv_bias")):  # rounding noise
+        if not tensor.endswith(".k_bias"):  # rounding noise
             assert kinds["same"] == pytest.approx(1, abs=1e-3), tensor
 
 
 def test_the_states_of_the_decoder_are_of_the_second_half():
-    """At whose positions alone the languages are told apart."""
     model, table = make("encoder-decoder")
     text = np.stack([np.random.default_rng(t).permutation(V)[:24] for t in range(T)], axis=1)
-    # anchor points in the first half: nothing is left to compare there
+    # in the second half some tokens are anchor points, in the first all: there all are compared
     table = table.copy()
     table[1, :V // 2] = table[0, :V // 2]
-    text[:, :T // 2] %= V // 2 - 1
-    text[0, :T // 2] = V - 1  # but in one text
+    text[:, :T // 2] %= V // 2
+    second = text[:, T // 2:] >= V // 2
     layers = align.layer_similarity(model, text, *table)
-    states = [x[torch.from_numpy(clone.cloned_positions(text, *table)[:, where])]
-              for x, (_, where) in zip(model.residual_stream(torch.from_numpy(table[0][text])),
-                                       model.stream_names(T))]
-    assert [len(x) for x in states[:2]] == [T // 2] * 2 and len(states[2]) > 50
-    others = model.residual_stream(torch.from_numpy(table[1][text]))
-    for layer, a, b, (_, where) in zip(layers, states, others, model.stream_names(T)):
-        b = b[torch.from_numpy(clone.cloned_positions(text, *table)[:, where])]
-        assert layer["cosine"]["value"] == pytest.approx(align.cosine(a, b), abs=1e-6)
+    both = [model.residual_stream(torch.from_numpy(row[text])) for row in table]
+    for i, (layer, a, b) in enumerate(zip(layers, *both, strict=True)):
+        if i >= 2:
+            a, b = a[torch.from_numpy(second)], b[torch.from_numpy(second)]
+        expected = align.cosine(a.flatten(0, -2), b.flatten(0, -2))
+        assert layer["cosine"]["value"] == pytest.approx(expected, abs=1e-6)
+    # what is watched during training is the encoder's last state, of all its tokens
+    stream = np.append(text[0], 0)  # one window, in whose first half no id differs
+    _, retrieval = train.evaluate(model, [stream, stream], table, ["EN1", "EN2"], T)
+    assert retrieval == {"EN1-EN2": 1}  # of anchor points, which are alike
+
+
+def test_the_mean_of_the_gradients_is_of_what_all_architectures_have():
+    model, table = make("encoder-decoder")
+    gradients = align.gradient_similarity(model, texts(4), *table)
+    crosses = [name for name in gradients if "cross" in name]
+    assert len(crosses) == 8  # a norm of two tensors, and three weights with their biases
+    changed = {name: dict.fromkeys(align.GRADIENTS, 9.0) if name in crosses else kinds
+               for name, kinds in gradients.items()}
+    assert align.block_mean(changed, "same") == align.block_mean(gradients, "same")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -453,14 +500,14 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("arch, heads", EVERY[1:])
 def test_a_run_of_each_kind_killed_and_resumed(prepared, monkeypatch, capsys, arch, heads):
-    monkeypatch.setattr(train, "EVAL_TOKENS", 2048)
     name = f"{arch}-{heads}"
     options = [*TINY, f"--arch={arch}", f"--heads={heads}", "--ratio=0.8", "--steps=40",
                "--lr=0.01", "--dtype=float32"]
     out = train_here(prepared, *options, f"--run={name}")
     assert f"runs/{name}: {arch} of " in out
     log = history(prepared / "runs" / name)
-    assert log[-1]["val_loss"][0] < math.log(600) - 0.3  # it learns
+    n_ids = 300 if heads == "per-language" else 600
+    assert log[-1]["val_loss"][0] < math.log(n_ids) - 0.3  # it learns
 
     updates, update = iter(range(40)), train.update
 
@@ -475,9 +522,10 @@ def test_a_run_of_each_kind_killed_and_resumed(prepared, monkeypatch, capsys, ar
         with pytest.raises(Killed):
             train_here(prepared, *options, f"--run={name}-killed")
     assert torch.load(prepared / f"runs/{name}-killed/model.pt")["step"] == 20
-    # with another micro-batch, for of each sequence everything has to go along
     train_here(prepared, f"--run={name}-killed", "--resume")
     assert history(prepared / f"runs/{name}-killed") == log
+
+    # in parts: of each sequence, everything has to go along
     train_here(prepared, *options, "--micro_batch=3", f"--run={name}-parts")
     for one, other in zip(log, history(prepared / f"runs/{name}-parts"), strict=True):
         for key in {"loss", "val_loss"} & one.keys():
@@ -531,21 +579,30 @@ def test_the_parts_of_a_batch_are_those_of_one_process(prepared, monkeypatch):
     assert len(whole) == 4
 
 
-def test_real_languages_with_an_encoder_decoder_and_heads_of_their_own(
-        bilingual, monkeypatch, capsys):
+@pytest.mark.parametrize("arch, vocabulary, width, names", [
+    ("encoder", "disjoint", 64, ["0", "1", "2"]),
+    ("encoder-decoder", "anchored", 32, ["encoder 0", "encoder 1"]),  # the encoder's half
+])
+def test_real_languages_with_heads_of_their_own(
+        bilingual, monkeypatch, capsys, arch, vocabulary, width, names):
     options = [o for o in TINY if not o.startswith("--corpus")]
-    train_here(bilingual, *options, *REAL, "--arch=encoder-decoder", "--heads=per-language",
-               "--vocabulary=anchored", "--context=64", "--steps=10", "--dtype=float32",
-               "--run=arch")
+    train_here(bilingual, *options, *REAL, f"--arch={arch}", "--heads=per-language",
+               f"--vocabulary={vocabulary}", "--context=64", "--steps=10", "--dtype=float32",
+               f"--run={arch}")
     monkeypatch.chdir(bilingual)
+    run, = runs.open_runs([arch], CPU)
+    if arch == "encoder":  # the mask is the last id of each
+        assert run.table[:, -1].tolist() == [300, 601]
     for name, small in (("MATCHED_TOKENS", 1024), ("LINE_TOKENS", 4096), ("GRADIENT_WINDOWS", 4)):
         monkeypatch.setattr(align, name, small)
-    monkeypatch.setattr(sys, "argv", ["align.py", "arch", "--parallel=both"])
+    monkeypatch.setattr(sys, "argv", ["align.py", arch, "--parallel=both"])
     align.main()
-    assert "of them fit a window of 32 tokens" in capsys.readouterr().out  # the encoder's half
-    result = json.loads((bilingual / "runs/arch/align.json").read_text())
-    assert result["names"] == ["encoder 0", "encoder 1"]
-    assert len(result["pairs"]["eng-fra"]["layers"]) == 2
+    assert f"of them fit a window of {width} tokens" in capsys.readouterr().out
+    result = json.loads((bilingual / "runs" / arch / "align.json").read_text())
+    assert result["names"] == names
+    pair = result["pairs"]["eng-fra"]
+    assert len(pair["layers"]) == len(names)
+    assert pair["lines"] > 100  # however many windows these tokens take
 
 
 def test_a_run_from_before_there_was_a_choice_is_a_decoder(prepared, monkeypatch, capsys):
@@ -557,7 +614,6 @@ def test_a_run_from_before_there_was_a_choice_is_a_decoder(prepared, monkeypatch
         del state["config"][key]
     (folder / "config.json").write_text(json.dumps(state["config"]))
     torch.save(state, folder / "model.pt")
-    train_here(prepared, "--run=older", "--resume")
     monkeypatch.chdir(prepared)
     run, = runs.open_runs(["older"], CPU)
     assert (run.config.arch, run.config.heads) == ("decoder", "shared")
@@ -576,8 +632,8 @@ def test_monolingual_runs_are_of_one_architecture_whatever_the_heads(monkeypatch
 @pytest.mark.parametrize("options, expected", [
     (["--arch=encoder-decoder", "--n_layer=3"], "--n_layer=3: of an encoder-decoder, half of the"),
     (["--arch=encoder-decoder", "--context=1"], "--context=1: an encoder-decoder splits it in two"),
-    (["--arch=bert"], "--arch=bert"),
-    (["--heads=two"], "--heads=two"),
+    (["--arch=bert"], "argument --arch: invalid choice: 'bert'"),
+    (["--heads=two"], "argument --heads: invalid choice: 'two'"),
 ])
 def test_bad_input_is_one_line(here, options, expected, monkeypatch, capsys):
     assert expected in fails(train.main, options, monkeypatch, capsys)
@@ -585,7 +641,7 @@ def test_bad_input_is_one_line(here, options, expected, monkeypatch, capsys):
 
 @pytest.mark.parametrize("arch, last_n, expected", [
     ("encoder", 4, "is an encoder, which is scored where the text is masked"),
-    ("encoder-decoder", 9, "expected 1 to 8, the tokens that the decoder of"),
+    ("encoder-decoder", 9, "expected 1 to 8, what the decoder writes in runs/"),
     ("decoder", 17, "expected 1 to 16, the context of"),
 ])
 def test_positions_that_cannot_be_scored(prepared, arch, last_n, expected, monkeypatch, capsys):

@@ -668,9 +668,10 @@ def test_samples_are_text_in_each_language(capsys):
 
     enc = SimpleNamespace(decode=lambda ids: bytes(ids).decode(),
                           decode_single_token_bytes=lambda i: bytes([i]))
-    model = SimpleNamespace(embedding=torch.zeros(1), sample=planted, head=lambda row: None)
+    model = SimpleNamespace(embedding=torch.zeros(1), sample=planted, own_ids=lambda row: None)
     run = SimpleNamespace(model=model, table=table, encoders=[enc, enc], names=["EN1", "EN2"],
-                          texts=lambda split: [text, text])
+                          texts=lambda split: [text, text],
+                          config=SimpleNamespace(arch="decoder"))
     eval_.print_samples(run)
     out = capsys.readouterr().out
     assert out.count("prompt: 'Once upon a time, in the dead of'") == 2

@@ -66,7 +66,7 @@ def test_the_gradient_map_has_a_row_a_layer_and_a_column_a_parameter():
             gradients[f"blocks.{layer}.{parameter}"] = layer / 10 + column / 100
     fig = Figure()
     ax = fig.subplots()
-    plots.draw_gradient_map(fig, ax, gradients)
+    plots.draw_gradient_map(fig, ax, gradients, ["0", "1", "2", "3"])
     image, = ax.images
     expected = np.arange(3)[:, None] / 10 + np.arange(10) / 100
     np.testing.assert_allclose(np.asarray(image.get_array()), expected)

@@ -117,12 +117,18 @@ def test_the_results_that_are_kept_in_the_repository_are_still_read():
 # The command
 
 TINY_NANO = """
-SIZES["nano"] = dict(
+SIZES["nano"] = SIZES["nano"] | dict(
     n_layer=1, n_head=2, d_head=8, d_model=16, context=16, tied=False, embedding_std=0.02,
     bias=True, embedding_scale=True,
     vocab_size=300, cloned=1.0, batch_size=8, steps=400, lr=3e-3, optimizer="adam",
 )
 """
+
+LITTLE_TEXT = {
+    "train.py": {"EVAL_TOKENS": 2048},
+    "eval.py": {"TEST_TOKENS": 8192, "SWITCH_TOKENS": 4096},
+    "align.py": {"TOKENS": 8192, "SEQUENCES": 50},
+}
 
 
 @pytest.fixture
@@ -135,6 +141,13 @@ def tiny(tmp_path):
                         ignore=shutil.ignore_patterns("results", "__pycache__"))
     with open(tmp_path / "model.py", "a") as f:
         f.write(TINY_NANO)
+    # and in which little text is measured
+    for name, constants in LITTLE_TEXT.items():
+        code = (tmp_path / name).read_text()
+        for constant, value in constants.items():
+            code, n = re.subn(rf"^{constant} = \d+", f"{constant} = {value}", code, flags=re.M)
+            assert n == 1
+        (tmp_path / name).write_text(code)
     write_corpus(tmp_path / "books")
     return tmp_path
 

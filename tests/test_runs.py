@@ -13,7 +13,7 @@ import runs
 import train
 from lib.cli import BadInput
 
-CONFIG = SimpleNamespace(steps=3, version=runs.VERSION)
+CONFIG = SimpleNamespace(**runs.ADDED, steps=3, version=runs.VERSION)
 
 
 @pytest.fixture(scope="module")

@@ -287,11 +287,11 @@ def test_a_run_that_stops_between_two_lines_of_its_log_loses_no_loss(
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
         patch.setattr(train.ddp, "stop_signal", lambda: StopAfter(6))
         patch.setattr(runs, "lock", lambda folder: None)  # it would hold as long as this process
-        train_here(prepared, *LONG, "--run=between")
+        train_here(prepared, *LONG, "--run=between", eval_tokens=None)
     assert end.value.code == 130
     assert checkpoint(folder)["step"] == 6
     assert history(folder)[-1]["step"] == 4  # a line every 4 steps
-    train_here(prepared, "--run=between", "--resume")
+    train_here(prepared, "--run=between", "--resume", eval_tokens=None)
     assert history(folder) == history(uninterrupted)
 
 
@@ -703,7 +703,8 @@ def test_a_run_that_cannot_go_on(refused, trained, options, expected):
 UNDER_HEADINGS = {
     "languages": "ratio languages cloned anchor_seed schedule vocabulary",
     "text": "corpus parallel vocab_size tokenizer",
-    "model": "size n_layer n_head d_model context tied bias embedding_scale embedding_std",
+    "model": "size arch heads n_layer n_head d_model context tied bias embedding_scale "
+             "embedding_std",
     "optimisation": "steps batch_size optimizer lr seed",
     "this machine": "device dtype micro_batch compile",
     "this run": "run resume",
