@@ -17,6 +17,9 @@ same measure of pairs shuffled among states of one position, and said to be abov
 Then the cosine of the two languages' loss gradients (paper: Gradient similarity), and that of each
 token's embedding and its clone's (paper: Embedding similarity).
 
+Then, of decoders, whether EN1's states can take the place of EN2's, and whether both languages need
+the same heads and MLPs (patching.py).
+
 A translation has other tokens, in another order. So for real languages tokens are matched, and
 lines are compared whole (parallel.py). The floors are of windows, and of lines, that do not
 translate each other and are about as long; and that of shared tokens, of different tokens.
@@ -31,6 +34,7 @@ import torch.nn.functional as F
 import clone
 import data
 import parallel
+import patching
 import runs
 from lib import plots
 from lib.cli import BadInput, Parser, plural, progress, run_main, write_json
@@ -40,6 +44,7 @@ from model import pick_device
 TOKENS = 65536  # of test text: for CKA and the gradients
 STATES = 2048  # of them kept: for the cosines and retrieval
 GRADIENTS = ("single", "same", "other", "within")  # the kinds of gradient_similarity
+PATCHED_TOKENS = 8192  # of test text, for what patching.py measures
 SEQUENCES = 500  # for the gradient cosine of single sequences, as many as the paper's
 SHUFFLES = 8  # of the pairs, for the floor
 # of a parallel text: about how many tokens of a side are matched, and how many the lines have that
@@ -603,6 +608,13 @@ def measure_clones(run):
             "gradients": gradient_similarity(run.model, base, row_a, row_b),
             "embeddings": embedding_similarity(run.model, row_a, row_b, frequency),
         }
+        if run.config.arch == "decoder":
+            progress(f"{run.folder}: {name}, patching")
+            some = base[evenly_spaced(n, max(2, PATCHED_TOKENS // T))]
+            pairs[name] |= {
+                "interchange": patching.interchange(run.model, some, row_a, row_b),
+                "ablation": patching.ablation(run.model, some, row_a, row_b),
+            }
     progress("")
     _, where = run.model.stream_names(T)[0]
     mask = clone.cloned_positions(base[:, where], run.table[0], run.table[1])
@@ -681,7 +693,8 @@ def summary(result):
 
     {"names": [of the layers], "layers": [{measure: {"value", "floor", "above"}}],
      "gradients": {tensor: {kind: cosine}}, "gradient": their mean over the blocks,
-     "embeddings": {"input": {"value", "floor", "above", "all_pairs", "by_frequency"}, ...}}
+     "embeddings": {"input": {"value", "floor", "above", "all_pairs", "by_frequency"}, ...}},
+    and of decoders and their clones "interchange" and "ablation", as in patching.py.
     """
     pairs = list(result["pairs"].values())
     layers = []
@@ -701,13 +714,27 @@ def summary(result):
         bins = zip(*(s["by_frequency"] for s in sides))
         embeddings[side]["by_frequency"] = [mean_numbers(of_bin) for of_bin in bins]
 
+    patched = {}
+    if "interchange" in pairs[0]:
+        patched["interchange"] = []
+        for of_layer in zip(*(pair["interchange"] for pair in pairs)):
+            patched["interchange"].append({
+                positions: {softmax: mean_numbers([of_pair[positions][softmax]
+                                                   for of_pair in of_layer])
+                            for softmax in patching.SOFTMAXES}
+                for positions in ("all", "one")})
+        patched["ablation"] = {
+            "units": pairs[0]["ablation"]["units"],
+            "rise": np.mean([pair["ablation"]["rise"] for pair in pairs], axis=0).tolist(),
+            "correlation": float(np.mean([pair["ablation"]["correlation"] for pair in pairs])),
+        }
     return {
         "names": result["names"],
         "layers": layers,
         "gradients": gradients,
         "gradient": {kind: block_mean(gradients, kind) for kind in GRADIENTS},
         "embeddings": embeddings,
-    }
+    } | patched
 
 
 # ------------------------------------------------------------------------------------------------
@@ -757,6 +784,9 @@ def print_table(folder, languages, of_run):
         print(f"{side} embedding and its clone's: cosine {cell(entry)}, "
               f"all pairs {entry['all_pairs']:.3f}")
 
+    if "interchange" in of_run:
+        print_patching(of_run)
+
     above = []
     for m in of_run["layers"][0]:
         layers = [name for name, layer in zip(of_run["names"], of_run["layers"])
@@ -765,6 +795,19 @@ def print_table(folder, languages, of_run):
             word = "layer" if len(layers) == 1 else "layers"
             above.append(f"{words[m]} in {word} {', '.join(layers)}")
     print("above the floor: " + ("; ".join(above) or "nothing"))
+
+
+def print_patching(of_run):
+    """What patching.py measured, in words."""
+    for positions, words in (("all", "at all positions"), ("one", "at the last position")):
+        values = ", ".join(f"{layer[positions]['within']['value']:.2f}"
+                           for layer in of_run["interchange"])
+        print(f"interchange, EN1's stream in place of the other's {words}, by layer: {values}")
+    print("  1: the next token is predicted as from its own; 0: as from that of another text "
+          "(softmax over its own ids)")
+    ablation = of_run["ablation"]
+    print(f"ablation: what each of {len(ablation['units'])} heads and MLPs is worth to EN1, and to "
+          f"the other: rank correlation {ablation['correlation']:.2f}")
 
 
 def main():

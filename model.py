@@ -198,11 +198,7 @@ class Block(nn.Module):
 
     def forward(self, x, memory=None):
         """x [B, T, D] -> [B, T, D]. memory [B, S, D]: what the second attention looks at."""
-        qkv = linear(self.norm1(x), self.qkv, self.qkv_bias)
-        q, k, v = split_heads(qkv, 3, self.n_head)
-        heads = join_heads(attention(q, k, v, self.causal))
-        x = x + linear(heads, self.proj, self.proj_bias)
-
+        x = x + linear(self.attend(x), self.proj, self.proj_bias)
         if self.cross:
             query = linear(self.cross_norm(x), self.cross_q, self.cross_q_bias)
             [q] = split_heads(query, 1, self.n_head)
@@ -210,8 +206,17 @@ class Block(nn.Module):
             heads = join_heads(attention(q, k, v, causal=False))
             x = x + linear(heads, self.cross_proj, self.cross_proj_bias)
 
-        hidden = F.gelu(linear(self.norm2(x), self.up, self.up_bias), approximate="tanh")
-        return x + linear(hidden, self.down, self.down_bias)
+        return x + linear(self.hidden(x), self.down, self.down_bias)
+
+    def attend(self, x):
+        """What the heads find in x [B, T, D], side by side: [B, T, H * d_head]."""
+        qkv = linear(self.norm1(x), self.qkv, self.qkv_bias)
+        q, k, v = split_heads(qkv, 3, self.n_head)
+        return join_heads(attention(q, k, v, self.causal))
+
+    def hidden(self, x):
+        """The hidden layer of the MLP on x [B, T, D]: [B, T, 4 D]."""
+        return F.gelu(linear(self.norm2(x), self.up, self.up_bias), approximate="tanh")
 
 
 # ------------------------------------------------------------------------------------------------

@@ -186,7 +186,8 @@ def alignment_page(path, name, languages, summary):
     languages: ["EN1", "EN2", ...]. summary: what align.summary returns.
     """
     words, title = measures_of(summary)
-    with figure(path, 2, 2, (11, 8.5)) as (fig, axes):
+    patched = "interchange" in summary
+    with figure(path, 2, 3 if patched else 2, (16 if patched else 11, 8.5)) as (fig, axes):
         fig.suptitle(f"{name}: are {languages[0]} and {', '.join(languages[1:])} represented "
                      "alike?")
         if words is MEASURES:
@@ -202,6 +203,38 @@ def alignment_page(path, name, languages, summary):
         axes[0, 1].set_title("Cosine of the two languages' gradients\n"
                              "(1: what helps one helps the other)")
         draw_gradient_bars(axes[1, 1], summary["gradient"], languages[0])
+        if patched:
+            draw_interchange(axes[0, 2], summary)
+            draw_ablation(axes[1, 2], summary["ablation"])
+
+
+def draw_interchange(ax, summary):
+    """How well EN1's stream does in the place of the other language's, layer by layer."""
+    shown = {("all", "within"): "at all positions", ("one", "within"): "at the last position",
+             ("all", "sum"): "at all positions, a token and its clone counted as one"}
+    for colour, ((positions, softmax), words) in zip(COLOURS[2:], shown.items()):
+        values = [layer[positions][softmax]["value"] for layer in summary["interchange"]]
+        ax.plot(values, "o-", ms=4, color=colour, label=words)
+    for level in (0, 1):
+        ax.axhline(level, color="0.6", lw=1, ls=":")
+    label_layers(ax, [summary])
+    ax.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17))
+    tidy(ax, ylabel="interchange", title="EN1's stream in place of the other's\n"
+                                         "(1: as good as its own, 0: as that of another text)")
+
+
+def draw_ablation(ax, ablation):
+    """What each head and MLP is worth to EN1 and to the other language, a point a unit."""
+    mlps = np.array(["MLP" in unit for unit in ablation["units"]])
+    first, other = np.array(ablation["rise"])
+    for chosen, marker, words in ((~mlps, "o", "a head"), (mlps, "s", "an MLP")):
+        ax.plot(first[chosen], other[chosen], marker, color=COLOURS[2], alpha=0.7, label=words)
+    ax.set_xscale("symlog", linthresh=0.01)
+    ax.set_yscale("symlog", linthresh=0.01)
+    ax.legend(frameon=False, fontsize=8)
+    tidy(ax, xlabel="rise of EN1's loss without it, nats", ylabel="rise of the other's, nats",
+         title=f"What each part is worth to both\n(rank correlation "
+               f"{ablation['correlation']:.2f})")
 
 
 def measures_of(summary):

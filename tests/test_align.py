@@ -639,6 +639,9 @@ def test_a_summary_is_the_mean_over_the_pairs():
             "gradients": {"embedding": dict.fromkeys(align.GRADIENTS, 7.0),
                           "blocks.0.q": gradient, "blocks.0.up": gradient},
             "embeddings": {"tied": entry(x, above) | {"all_pairs": x / 8, "by_frequency": bins}},
+            "interchange": [{positions: {softmax: {"own": x, "value": 2 * x} for softmax in
+                                         ("within", "sum")} for positions in ("all", "one")}] * 3,
+            "ablation": {"units": ["a", "b"], "rise": [[x, 2], [3, 4 * x]], "correlation": x},
         }
 
     pairs = {"EN1-EN2": pair(0.1, True), "EN1-EN3": pair(0.2, True), "EN1-EN4": pair(0.6, False)}
@@ -656,6 +659,12 @@ def test_a_summary_is_the_mean_over_the_pairs():
     assert summary["embeddings"]["tied"]["by_frequency"] == [
         {"tokens_per_million": 5.0, "cosine": pytest.approx(0.3), "floor": pytest.approx(0.075)}]
 
+    for layer in summary["interchange"]:
+        assert layer["one"]["sum"] == {"own": pytest.approx(0.3), "value": pytest.approx(0.6)}
+    assert len(summary["interchange"]) == 3
+    assert summary["ablation"]["rise"] == [[pytest.approx(0.3), 2], [3, pytest.approx(1.2)]]
+    assert summary["ablation"]["correlation"] == pytest.approx(0.3)
+
     # above, where most pairs are: half of them is not enough
     del pairs["EN1-EN2"]
     assert not align.summary({"names": ["0", "1"], "pairs": pairs})["layers"][0]["cosine"]["above"]
@@ -670,6 +679,7 @@ def few_sequences(monkeypatch):
     monkeypatch.setattr(align, "SEQUENCES", 80)
     monkeypatch.setattr(align, "GRADIENT_WINDOWS", 40)
     monkeypatch.setattr(align, "MATCHED_TOKENS", 40 * T)
+    monkeypatch.setattr(align, "PATCHED_TOKENS", 1024)
 
 
 @pytest.fixture(scope="module")
@@ -700,6 +710,8 @@ def test_one_page_a_run_and_one_for_all(work, monkeypatch, capsys):
         assert len(pair["layers"]) == 3
         assert pair["embeddings"].keys() == {"input", "output"}
     assert "above the floor" in out and "runs/b: EN1 with EN2, EN3" in out
+    assert "interchange, EN1's stream in place of the other's at the last position, by l" in out
+    assert "of 18 heads and MLPs is worth to EN1" in out
     # the table has the mean over the pairs
     layer = align.summary(result)["layers"][2]["cosine"]
     assert f"{layer['value']:.3f} {layer['floor']:6.3f}" in out

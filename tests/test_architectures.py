@@ -552,6 +552,7 @@ def test_a_run_of_each_kind_killed_and_resumed(prepared, monkeypatch, capsys, ar
         assert own or heads == "shared"
     monkeypatch.setattr(align, "TOKENS", 1000)
     monkeypatch.setattr(align, "SEQUENCES", 3)
+    monkeypatch.setattr(align, "PATCHED_TOKENS", 512)
     monkeypatch.setattr(sys, "argv", ["align.py", name])
     align.main()
     out = capsys.readouterr().out
