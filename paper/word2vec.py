@@ -60,18 +60,22 @@ def skip_gram_loss(inputs, outputs, tokens, others, chance):
     return -(F.logsigmoid(neighbour) + F.logsigmoid(-stranger).sum(1)).mean()
 
 
+def chances(frequency):
+    """How often a token is drawn by chance [V]: as its frequency to the 3/4, up to a factor."""
+    return torch.as_tensor(frequency, dtype=torch.float64) ** 0.75
+
+
 def train(batch, frequency, d_model, steps, seed):
     """Learn vectors from batches of sequences, batch(step) -> ids [B, T]: (inputs, outputs) [V, D].
 
-    frequency [V]: how often each id is read, up to a factor. A token is drawn by chance as often as
-    its 3/4th power says.
+    frequency [V]: how often each id is read, up to a factor.
     """
     torch.manual_seed(seed)
     V = len(frequency)
     inputs = torch.nn.Parameter((torch.rand(V, d_model) - 0.5) / d_model)
     outputs = torch.nn.Parameter(torch.zeros(V, d_model))
     optimizer = torch.optim.Adam([inputs, outputs], lr=LEARNING_RATE)
-    by_chance = torch.as_tensor(frequency, dtype=torch.float64) ** 0.75
+    odds = chances(frequency)
 
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / steps)
@@ -79,7 +83,7 @@ def train(batch, frequency, d_model, steps, seed):
         # a window of a size of its own for each token, so that near neighbours count more
         reach = torch.randint(1, WINDOW + 1, ids.shape)
         tokens, others = neighbours(ids, reach)
-        chance = torch.multinomial(by_chance, len(tokens) * NEGATIVES, replacement=True)
+        chance = torch.multinomial(odds, len(tokens) * NEGATIVES, replacement=True)
         loss = skip_gram_loss(inputs, outputs, tokens, others, chance.view(-1, NEGATIVES))
         optimizer.zero_grad()
         loss.backward()

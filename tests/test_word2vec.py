@@ -41,6 +41,11 @@ def test_the_loss_is_that_of_a_slow_loop():
     assert loss.item() == pytest.approx(total / 7, rel=1e-5)
 
 
+def test_a_token_that_is_16_times_as_frequent_is_drawn_8_times_as_often():
+    once, often, never = word2vec.chances(np.array([3, 48, 0]))
+    assert often / once == pytest.approx(8) and never == 0
+
+
 def test_two_tokens_in_the_same_places_get_the_same_vector():
     """In half of the sequences 0 and 1 stand among 10 to 19; in the others 2 among 20 to 29."""
     rng = np.random.default_rng(0)
