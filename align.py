@@ -44,7 +44,7 @@ from model import pick_device
 TOKENS = 65536  # of test text: for CKA and the gradients
 STATES = 2048  # of them kept: for the cosines and retrieval
 GRADIENTS = ("single", "same", "other", "within")  # the kinds of gradient_similarity
-PATCHED_TOKENS = 8192  # of test text, for what patching.py measures
+PATCHED_TOKENS = 16384  # of test text, for what patching.py measures; half of it for ablation
 SEQUENCES = 500  # for the gradient cosine of single sequences, as many as the paper's
 SHUFFLES = 8  # of the pairs, for the floor
 # of a parallel text: about how many tokens of a side are matched, and how many the lines have that
@@ -613,7 +613,7 @@ def measure_clones(run):
             some = base[evenly_spaced(n, max(2, PATCHED_TOKENS // T))]
             pairs[name] |= {
                 "interchange": patching.interchange(run.model, some, row_a, row_b),
-                "ablation": patching.ablation(run.model, some, row_a, row_b),
+                "ablation": patching.ablation(run.model, some[::2], row_a, row_b),
             }
     progress("")
     _, where = run.model.stream_names(T)[0]
@@ -683,9 +683,14 @@ def mean_over(entries):
     }
 
 
-def mean_numbers(entries):
-    """The mean of several dicts of numbers, key by key."""
-    return {key: float(np.mean([e[key] for e in entries])) for key in entries[0]}
+def mean_nested(entries):
+    """The mean of several dicts and lists of one shape, number by number."""
+    first = entries[0]
+    if isinstance(first, dict):
+        return {key: mean_nested([entry[key] for entry in entries]) for key in first}
+    if isinstance(first, list):
+        return [mean_nested(list(of_place)) for of_place in zip(*entries)]
+    return float(np.mean(entries))
 
 
 def summary(result):
@@ -704,7 +709,7 @@ def summary(result):
 
     gradients = {}
     for tensor in pairs[0]["gradients"]:
-        gradients[tensor] = mean_numbers([pair["gradients"][tensor] for pair in pairs])
+        gradients[tensor] = mean_nested([pair["gradients"][tensor] for pair in pairs])
 
     embeddings = {}
     for side in pairs[0]["embeddings"]:
@@ -712,17 +717,11 @@ def summary(result):
         embeddings[side] = mean_over(sides)
         embeddings[side]["all_pairs"] = float(np.mean([s["all_pairs"] for s in sides]))
         bins = zip(*(s["by_frequency"] for s in sides))
-        embeddings[side]["by_frequency"] = [mean_numbers(of_bin) for of_bin in bins]
+        embeddings[side]["by_frequency"] = [mean_nested(of_bin) for of_bin in bins]
 
     patched = {}
     if "interchange" in pairs[0]:
-        patched["interchange"] = []
-        for of_layer in zip(*(pair["interchange"] for pair in pairs)):
-            patched["interchange"].append({
-                positions: {softmax: mean_numbers([of_pair[positions][softmax]
-                                                   for of_pair in of_layer])
-                            for softmax in patching.SOFTMAXES}
-                for positions in ("all", "one")})
+        patched["interchange"] = mean_nested([pair["interchange"] for pair in pairs])
         patched["ablation"] = {
             "units": pairs[0]["ablation"]["units"],
             "rise": np.mean([pair["ablation"]["rise"] for pair in pairs], axis=0).tolist(),
@@ -799,12 +798,14 @@ def print_table(folder, languages, of_run):
 
 def print_patching(of_run):
     """What patching.py measured, in words."""
-    for positions, words in (("all", "at all positions"), ("one", "at the last position")):
-        values = ", ".join(f"{layer[positions]['within']['value']:.2f}"
-                           for layer in of_run["interchange"])
-        print(f"interchange, EN1's stream in place of the other's {words}, by layer: {values}")
-    print("  1: the next token is predicted as from its own; 0: as from that of another text "
-          "(softmax over its own ids)")
+    exchange = of_run["interchange"]
+    print("interchange, EN1's stream in place of the other's: at all positions "
+          f"{exchange['all']['within']['value']:.2f}")
+    for what, words in (("here", "where the next token is predicted"),
+                        ("before", "at all positions before that one")):
+        values = [layer[what]["within"]["value"] for layer in exchange["layers"] if what in layer]
+        print(f"  {words}, layer by layer: {', '.join(f'{value:.2f}' for value in values)}")
+    print("  1: as good as its own; 0: as that of another text (softmax over its own ids)")
     ablation = of_run["ablation"]
     print(f"ablation: what each of {len(ablation['units'])} heads and MLPs is worth to EN1, and to "
           f"the other: rank correlation {ablation['correlation']:.2f}")

@@ -14,57 +14,65 @@ from torch import nn
 
 from model import linear
 
-SOFTMAXES = ("within", "sum")  # of losses_from
+SOFTMAXES = ("within", "sum")  # of losses_of
 
 # ------------------------------------------------------------------------------------------------
 # Interchange
 
 @torch.no_grad()
 def interchange(model, base, row_a, row_b):
-    """What EN2 loses if the stream of EN1 takes the place of its own, after each layer.
+    """What EN2 loses if the stream of EN1 takes the place of its own.
 
     base [n, T + 1]: windows of a text as tokenised; row_a, row_b [V]: the ids of EN1 and EN2.
-    Returns for each layer {"all" or "one": {"within" or "sum": losses}}: the stream is replaced at
-    all positions, or at the last alone, whose loss is looked at then. losses, in nats, are
+    Returns {"all": losses, "layers": [{"here": losses, "before": losses}]}.
+
+    all: the stream is replaced at all positions. After which layer makes no difference: what goes
+    on from there is EN1's. So it is one number, and says whether the output rows of EN2 read EN1's
+    states. The others are of the last token of each window, and for the stream after each layer:
+    here, it is replaced where that token is predicted; before, at all positions before that one, to
+    which it attends. (After the last layer nothing attends any more: there is no "before".)
+
+    losses: {"within" or "sum": numbers in nats}, as in losses_of, and the numbers are
         own       nothing is replaced
         patched   by the stream of the same text in EN1
         other     by that of another text in EN1, at the same positions: the floor
         value     (other - patched) / (other - own): 1 where EN1's stream is as good as EN2's own,
                   0 where it is no better than that of another text
     """
-    n = len(base)
+    n, n_layer = len(base), len(model.blocks)
     far = np.roll(base, n // 2, axis=0)  # another text for each window
-    sums = {}  # (layer, positions, case): the sum of the two losses over tokens, and how many
-    at_a_time = max(1, 4096 // base.shape[1])
+    found = {}  # (what is replaced, by what): the losses of each batch, [2, tokens]
+    at_a_time = max(1, 1024 // base.shape[1])  # all logits of a batch exist at once
     for i in range(0, n, at_a_time):
         text = base[i:i + at_a_time]
         own, same, other = (stream_of(model, words[:, :-1], row) for words, row in (
             (text, row_b), (text, row_a), (far[i:i + at_a_time], row_a)))
-        for layer in range(len(own)):
-            streams = {"own": own[layer], "patched": same[layer], "other": other[layer]}
-            for case, stream in streams.items():
-                # at the last position alone, the ones before it are EN2's own
-                last = torch.cat([own[layer][:, :-1], stream[:, -1:]], dim=1)
-                for positions, x in (("all", stream), ("one", last)):
-                    losses = losses_from(model, layer, x, text[:, 1:], row_a, row_b)
-                    if positions == "one":
-                        losses = losses[:, :, -1]
-                    total, count = sums.get((layer, positions, case), (0, 0))
-                    losses = losses.flatten(1).double()
-                    sums[layer, positions, case] = total + losses.sum(1), count + losses.shape[1]
+        for case, stream in (("own", own), ("patched", same), ("other", other)):
+            found.setdefault(("all", case), []).append(
+                losses_of(model, stream[-1], text[:, 1:], row_a, row_b))
+            for layer in range(n_layer + 1):
+                theirs, mine = stream[layer], own[layer]
+                here = torch.cat([mine[:, :-1], theirs[:, -1:]], dim=1)
+                before = torch.cat([theirs[:, :-1], mine[:, -1:]], dim=1)
+                for what, x in (("here", here), ("before", before)):
+                    last = model.through(model.blocks[layer:], x)[-1][:, -1:]
+                    found.setdefault((what, layer, case), []).append(
+                        losses_of(model, last, text[:, -1:], row_a, row_b))
 
-    result = []
-    for layer in range(len(own)):
-        of_layer = {}
-        for positions in ("all", "one"):
-            means = {}
-            for case in ("own", "patched", "other"):
-                total, count = sums[layer, positions, case]
-                means[case] = (total / count).tolist()
-            of_layer[positions] = {softmax: with_value(*(means[case][k] for case in means))
-                                   for k, softmax in enumerate(SOFTMAXES)}
-        result.append(of_layer)
-    return result
+    means = {key: torch.cat(losses, dim=1).double().mean(1).tolist() for key, losses in found.items()}
+    layers = []
+    for layer in range(n_layer + 1):
+        of_layer = {"here": by_softmax(means, "here", layer)}
+        if layer < n_layer:
+            of_layer["before"] = by_softmax(means, "before", layer)
+        layers.append(of_layer)
+    return {"all": by_softmax(means, "all"), "layers": layers}
+
+
+def by_softmax(means, *what):
+    """{softmax: with_value(...)} of {(*what, case): [a mean loss for each softmax]}."""
+    cases = [means[*what, case] for case in ("own", "patched", "other")]
+    return {softmax: with_value(*losses) for softmax, *losses in zip(SOFTMAXES, *cases)}
 
 
 def with_value(own, patched, other):
@@ -79,25 +87,24 @@ def stream_of(model, base, row):
     return model.residual_stream(torch.from_numpy(row[base]).to(model.embedding.device))
 
 
-def losses_from(model, layer, x, targets, row_a, row_b):
-    """Go on from the stream x [B, T, D] after a layer: the losses of the next token, [2, B, T].
+def losses_of(model, x, targets, row_a, row_b):
+    """The losses of the next token after states x [B, P, D] of the last layer, fp32 [2, B * P].
 
-    targets [B, T]: the tokens. Twice, since a stream of EN1's may well make the model expect EN1:
+    targets [B, P]: the tokens. Twice, since a stream of EN1's may well make the model expect EN1:
     "within" takes the softmax over EN2's ids only; "sum" counts a token's probability and its
     clone's together.
     """
-    device = x.device
-    logits = linear(model.norm(model.through(model.blocks[layer:], x)[-1]), model.unembedding)
-    logits = logits.float()
-    ids_a, ids_b = (torch.from_numpy(row[targets]).to(device)[:, :, None] for row in (row_a, row_b))
-    right_a, right_b = (logits.gather(2, ids)[:, :, 0] for ids in (ids_a, ids_b))
+    logits = linear(model.norm(x), model.unembedding).float().flatten(0, 1)  # [B * P, ids]
+    ids_a, ids_b = (torch.from_numpy(row[targets]).to(x.device).view(-1, 1)
+                    for row in (row_a, row_b))
+    right_a, right_b = logits.gather(1, ids_a)[:, 0], logits.gather(1, ids_b)[:, 0]
 
-    own_ids = torch.from_numpy(np.unique(row_b)).to(device)
-    within = logits[:, :, own_ids].logsumexp(2) - right_b
+    own_ids = torch.from_numpy(np.unique(row_b)).to(x.device)
+    within = logits[:, own_ids].logsumexp(1) - right_b
     # an anchor point has one id in both, which counts once
-    same = (ids_a == ids_b)[:, :, 0]
+    same = (ids_a == ids_b)[:, 0]
     either = torch.where(same, right_b, torch.logaddexp(right_a, right_b))
-    return torch.stack([within, logits.logsumexp(2) - either])
+    return torch.stack([within, logits.logsumexp(1) - either])
 
 
 # ------------------------------------------------------------------------------------------------

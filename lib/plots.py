@@ -210,11 +210,13 @@ def alignment_page(path, name, languages, summary):
 
 def draw_interchange(ax, summary):
     """How well EN1's stream does in the place of the other language's, layer by layer."""
-    shown = {("all", "within"): "at all positions", ("one", "within"): "at the last position",
-             ("all", "sum"): "at all positions, a token and its clone counted as one"}
-    for colour, ((positions, softmax), words) in zip(COLOURS[2:], shown.items()):
-        values = [layer[positions][softmax]["value"] for layer in summary["interchange"]]
+    exchange = summary["interchange"]
+    shown = {"here": "where the next token is predicted", "before": "at all positions before that"}
+    for colour, (what, words) in zip(COLOURS[2:], shown.items()):
+        values = [layer[what]["within"]["value"] for layer in exchange["layers"] if what in layer]
         ax.plot(values, "o-", ms=4, color=colour, label=words)
+    ax.axhline(exchange["all"]["within"]["value"], color=COLOURS[4], lw=1.5,
+               label="at all positions, after any layer")
     for level in (0, 1):
         ax.axhline(level, color="0.6", lw=1, ls=":")
     label_layers(ax, [summary])

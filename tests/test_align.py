@@ -639,8 +639,8 @@ def test_a_summary_is_the_mean_over_the_pairs():
             "gradients": {"embedding": dict.fromkeys(align.GRADIENTS, 7.0),
                           "blocks.0.q": gradient, "blocks.0.up": gradient},
             "embeddings": {"tied": entry(x, above) | {"all_pairs": x / 8, "by_frequency": bins}},
-            "interchange": [{positions: {softmax: {"own": x, "value": 2 * x} for softmax in
-                                         ("within", "sum")} for positions in ("all", "one")}] * 3,
+            "interchange": {"all": {"sum": {"own": x}},
+                            "layers": [{"here": {"sum": {"own": x, "value": 2 * x}}}] * 3},
             "ablation": {"units": ["a", "b"], "rise": [[x, 2], [3, 4 * x]], "correlation": x},
         }
 
@@ -659,9 +659,10 @@ def test_a_summary_is_the_mean_over_the_pairs():
     assert summary["embeddings"]["tied"]["by_frequency"] == [
         {"tokens_per_million": 5.0, "cosine": pytest.approx(0.3), "floor": pytest.approx(0.075)}]
 
-    for layer in summary["interchange"]:
-        assert layer["one"]["sum"] == {"own": pytest.approx(0.3), "value": pytest.approx(0.6)}
-    assert len(summary["interchange"]) == 3
+    assert summary["interchange"]["all"]["sum"]["own"] == pytest.approx(0.3)
+    for layer in summary["interchange"]["layers"]:
+        assert layer["here"]["sum"] == {"own": pytest.approx(0.3), "value": pytest.approx(0.6)}
+    assert len(summary["interchange"]["layers"]) == 3
     assert summary["ablation"]["rise"] == [[pytest.approx(0.3), 2], [3, pytest.approx(1.2)]]
     assert summary["ablation"]["correlation"] == pytest.approx(0.3)
 
@@ -710,7 +711,7 @@ def test_one_page_a_run_and_one_for_all(work, monkeypatch, capsys):
         assert len(pair["layers"]) == 3
         assert pair["embeddings"].keys() == {"input", "output"}
     assert "above the floor" in out and "runs/b: EN1 with EN2, EN3" in out
-    assert "interchange, EN1's stream in place of the other's at the last position, by l" in out
+    assert "interchange, EN1's stream in place of the other's: at all positions" in out
     assert "of 18 heads and MLPs is worth to EN1" in out
     # the table has the mean over the pairs
     layer = align.summary(result)["layers"][2]["cosine"]

@@ -63,24 +63,34 @@ def glued():
 # ------------------------------------------------------------------------------------------------
 # Interchange
 
-@pytest.mark.parametrize("positions", ["all", "one"])
-@pytest.mark.parametrize("softmax", patching.SOFTMAXES)
-def test_a_copy_can_be_interchanged_in_every_layer(positions, softmax):
+def every(result):
+    """All losses of interchange, for each softmax: [(what is replaced, losses)]."""
+    found = [("all", losses) for losses in result["all"].values()]
+    for layer in result["layers"]:
+        for what, by_softmax in layer.items():
+            found += [(what, losses) for losses in by_softmax.values()]
+    return found
+
+
+def test_a_copy_can_be_interchanged_everywhere():
     result = patching.interchange(copy(), TEXT, *TABLE)
-    assert len(result) == 3
-    for layer in result:
-        losses = layer[positions][softmax]
-        assert losses["patched"] == pytest.approx(losses["own"], rel=1e-6)
-        assert losses["value"] == pytest.approx(1)
-        assert losses["other"] > losses["own"] + 0.01 or losses["other"] < losses["own"] - 0.01
+    assert [list(layer) for layer in result["layers"]] == [["here", "before"]] * 2 + [["here"]]
+    for what, losses in every(result):
+        assert losses["patched"] == pytest.approx(losses["own"], abs=1e-6), what
+        assert abs(losses["other"] - losses["own"]) > 0.01, what
+        assert losses["value"] == pytest.approx(1), what
 
 
 def test_the_streams_of_two_models_side_by_side_say_nothing_of_each_other():
     result = patching.interchange(glued(), TEXT, *TABLE)
-    for layer in result:
-        losses = layer["all"]["within"]
+    for by_softmax in (result["all"], *(layer["here"] for layer in result["layers"])):
+        losses = by_softmax["within"]
         assert abs(losses["other"] - losses["own"]) > 0.05
         assert abs(losses["value"]) < 0.15
+    for layer in result["layers"][:2]:  # whatever it attends to, it finds nothing
+        losses = layer["before"]["within"]
+        assert losses["patched"] == pytest.approx(losses["other"], abs=0.01)
+        assert abs(losses["own"] - losses["other"]) > 0.02
 
 
 def test_interchange_by_hand():
@@ -89,9 +99,20 @@ def test_interchange_by_hand():
     text = TEXT[:6]
     result = patching.interchange(model, text, *table)
     own_ids = np.unique(table[1])
+    losses = {}
+
+    def look(key, x, layer, i, kept):
+        for block in model.blocks[layer:]:
+            x = block(x)
+        logits = (model.norm(x) @ model.unembedding.T)[0]
+        for t in kept:
+            a, b = table[0][text[i, t + 1]], table[1][text[i, t + 1]]
+            p = logits[t].softmax(0)
+            both = p[b] if a == b else p[a] + p[b]
+            for softmax, likely in (("within", p[b] / p[own_ids].sum()), ("sum", both)):
+                losses.setdefault((*key, softmax), []).append(-likely.log().item())
+
     for layer in range(3):
-        losses = {(p, s, c): [] for p in ("all", "one") for s in patching.SOFTMAXES
-                  for c in ("own", "patched", "other")}
         for i in range(6):
             streams = {}
             for case, words, row in (("own", text[i], table[1]), ("patched", text[i], table[0]),
@@ -99,24 +120,18 @@ def test_interchange_by_hand():
                 ids = torch.from_numpy(row[words[:-1]])[None]
                 streams[case] = model.residual_stream(ids)[layer]
             for case, stream in streams.items():
-                mixed = streams["own"].clone()
-                mixed[:, -1] = stream[:, -1]
-                for positions, x, kept in (("all", stream, range(T)), ("one", mixed, [T - 1])):
-                    for block in model.blocks[layer:]:
-                        x = block(x)
-                    logits = (model.norm(x) @ model.unembedding.T)[0]
-                    for t in kept:
-                        a, b = table[0][text[i, t + 1]], table[1][text[i, t + 1]]
-                        p = logits[t].softmax(0)
-                        within = p[b] / p[own_ids].sum()
-                        both = p[b] if a == b else p[a] + p[b]
-                        losses[positions, "within", case].append(-within.log().item())
-                        losses[positions, "sum", case].append(-both.log().item())
-        for positions in ("all", "one"):
-            for softmax in patching.SOFTMAXES:
-                measured = result[layer][positions][softmax]
+                here, before = streams["own"].clone(), stream.clone()
+                here[:, -1], before[:, -1] = stream[:, -1], streams["own"][:, -1]
+                look(("here", layer, case), here, layer, i, [T - 1])
+                look(("before", layer, case), before, layer, i, [T - 1])
+                # replaced at all positions: after whatever layer, it is the same
+                look(("all", layer, case), stream, layer, i, range(T))
+
+    for layer, of_layer in enumerate(result["layers"]):
+        for what, by_softmax in (*of_layer.items(), ("all", result["all"])):
+            for softmax, measured in by_softmax.items():
                 for case in ("own", "patched", "other"):
-                    expected = np.mean(losses[positions, softmax, case])
+                    expected = np.mean(losses[what, layer, case, softmax])
                     assert measured[case] == pytest.approx(expected, rel=1e-4)
                 worth = measured["other"] - measured["own"]
                 assert measured["value"] == pytest.approx(
@@ -124,14 +139,13 @@ def test_interchange_by_hand():
 
 
 def test_a_text_in_several_batches_is_one_text():
-    model, long = make(), np.tile(TEXT, (25, 1))  # 750 windows
-    assert long.size > 2 * 4096
-    for one, many in zip(patching.interchange(model, TEXT, *TABLE),
-                         patching.interchange(model, long, *TABLE)):
+    model, long = make(), np.tile(TEXT, (8, 1))
+    assert long.size > 2 * 1024
+    few, many = (patching.interchange(model, text, *TABLE) for text in (TEXT, long))
+    for (_, one), (_, other) in zip(every(few), every(many), strict=True):
         # the other text of each window is another one, all else is as it was
         for case in ("own", "patched"):
-            assert many["all"]["within"][case] == pytest.approx(one["all"]["within"][case],
-                                                                rel=1e-5)
+            assert other[case] == pytest.approx(one[case], rel=1e-5)
 
 
 # ------------------------------------------------------------------------------------------------
