@@ -59,7 +59,9 @@ def interchange(model, base, row_a, row_b):
                     found.setdefault((what, layer, case), []).append(
                         losses_of(model, last, text[:, -1:], row_a, row_b))
 
-    means = {key: torch.cat(losses, dim=1).double().mean(1).tolist() for key, losses in found.items()}
+    means = {}
+    for key, losses in found.items():
+        means[key] = torch.cat(losses, dim=1).double().mean(1).tolist()
     layers = []
     for layer in range(n_layer + 1):
         of_layer = {"here": by_softmax(means, "here", layer)}
