@@ -87,8 +87,9 @@ def test_the_streams_of_two_models_side_by_side_say_nothing_of_each_other():
         losses = by_softmax["within"]
         assert abs(losses["other"] - losses["own"]) > 0.05
         assert abs(losses["value"]) < 0.15
-    for layer in result["layers"][:2]:  # whatever it attends to, it finds next to nothing: the norm,
-        losses = layer["before"]["within"]  # which both share, lets a little through
+    # whatever it attends to, it finds next to nothing: the norm, which both share, lets a little in
+    for layer in result["layers"][:2]:
+        losses = layer["before"]["within"]
         assert losses["patched"] == pytest.approx(losses["other"], abs=0.03)
 
 
