@@ -532,6 +532,7 @@ def alignment_of_vocabularies(path, measures, runs):
                     marker, line, _ = MIXES[mix]
                     values, floors = numbers[measure]["value"], numbers[measure]["floor"]
                     layers, colour = range(len(values)), colours[vocabulary]
+                    ax.set_xticks(layers)
                     points(ax, layers, values, marker, line, color=colour,
                            label=f"{vocabulary} {mix}")
                     points(ax, layers, floors, "", ":", color=colour)
