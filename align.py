@@ -17,8 +17,8 @@ same measure of pairs shuffled among states of one position, and said to be abov
 Then the cosine of the two languages' loss gradients (paper: Gradient similarity), and that of each
 token's embedding and its clone's (paper: Embedding similarity).
 
-Then, of decoders, whether EN1's states can take the place of EN2's, and whether both languages need
-the same heads and MLPs (patching.py).
+Then, of decoders and their clones, whether EN1's states can take the place of EN2's, and whether
+both languages need the same heads and MLPs (patching.py).
 
 A translation has other tokens, in another order. So for real languages tokens are matched, and
 lines are compared whole (parallel.py). The floors are of windows, and of lines, that do not
@@ -44,7 +44,7 @@ from model import pick_device
 TOKENS = 65536  # of test text: for CKA and the gradients
 STATES = 2048  # of them kept: for the cosines and retrieval
 GRADIENTS = ("single", "same", "other", "within")  # the kinds of gradient_similarity
-PATCHED_TOKENS = 16384  # of test text, for what patching.py measures; half of it for ablation
+PATCHED_TOKENS, ABLATED_TOKENS = 32768, 8192  # of test text, for patching.py
 SEQUENCES = 500  # for the gradient cosine of single sequences, as many as the paper's
 SHUFFLES = 8  # of the pairs, for the floor
 # of a parallel text: about how many tokens of a side are matched, and how many the lines have that
@@ -594,6 +594,15 @@ def measure_clones(run):
     base = clone.consecutive(text, T, n)  # [n, T + 1]
     frequency = data.count_tokens(data.tokens(run.corpora[0], "train"), V)
 
+    worths = []  # of each language, what each head and MLP is worth to it
+    if run.config.arch == "decoder":
+        some = base[evenly_spaced(n, max(2, ABLATED_TOKENS // T))]
+        for name, row in zip(run.names, run.table):
+            def say(share, name=name):
+                progress(f"{run.folder}: {name} without a head or an MLP, {share:.0%}")
+
+            worths.append(patching.worths(run.model, some, row, say))
+
     pairs = {}
     for l in range(1, len(run.table)):
         name, row_a, row_b = f"{run.names[0]}-{run.names[l]}", run.table[0], run.table[l]
@@ -608,12 +617,12 @@ def measure_clones(run):
             "gradients": gradient_similarity(run.model, base, row_a, row_b),
             "embeddings": embedding_similarity(run.model, row_a, row_b, frequency),
         }
-        if run.config.arch == "decoder":
-            progress(f"{run.folder}: {name}, patching")
+        if worths:
+            progress(f"{run.folder}: {name}, interchange")
             some = base[evenly_spaced(n, max(2, PATCHED_TOKENS // T))]
             pairs[name] |= {
                 "interchange": patching.interchange(run.model, some, row_a, row_b),
-                "ablation": patching.ablation(run.model, some[::2], row_a, row_b),
+                "ablation": patching.compare_worths(worths[0], worths[l]),
             }
     progress("")
     _, where = run.model.stream_names(T)[0]
@@ -683,14 +692,15 @@ def mean_over(entries):
     }
 
 
-def mean_nested(entries):
-    """The mean of several dicts and lists of one shape, number by number."""
-    first = entries[0]
-    if isinstance(first, dict):
-        return {key: mean_nested([entry[key] for entry in entries]) for key in first}
-    if isinstance(first, list):
-        return [mean_nested(list(of_place)) for of_place in zip(*entries)]
-    return float(np.mean(entries))
+def mean_numbers(entries):
+    """The mean of several dicts of numbers, key by key."""
+    return {key: float(np.mean([e[key] for e in entries])) for key in entries[0]}
+
+
+def mean_exchange(entries):
+    """The mean of several patching.of_losses: of the losses, and what these say together."""
+    losses = ("own", "patched", "other", "error")
+    return patching.with_value({key: float(np.mean([e[key] for e in entries])) for key in losses})
 
 
 def summary(result):
@@ -709,7 +719,7 @@ def summary(result):
 
     gradients = {}
     for tensor in pairs[0]["gradients"]:
-        gradients[tensor] = mean_nested([pair["gradients"][tensor] for pair in pairs])
+        gradients[tensor] = mean_numbers([pair["gradients"][tensor] for pair in pairs])
 
     embeddings = {}
     for side in pairs[0]["embeddings"]:
@@ -717,23 +727,28 @@ def summary(result):
         embeddings[side] = mean_over(sides)
         embeddings[side]["all_pairs"] = float(np.mean([s["all_pairs"] for s in sides]))
         bins = zip(*(s["by_frequency"] for s in sides))
-        embeddings[side]["by_frequency"] = [mean_nested(of_bin) for of_bin in bins]
+        embeddings[side]["by_frequency"] = [mean_numbers(of_bin) for of_bin in bins]
 
-    patched = {}
+    by_patching = {}
     if "interchange" in pairs[0]:
-        patched["interchange"] = mean_nested([pair["interchange"] for pair in pairs])
-        patched["ablation"] = {
-            "units": pairs[0]["ablation"]["units"],
-            "rise": np.mean([pair["ablation"]["rise"] for pair in pairs], axis=0).tolist(),
-            "correlation": float(np.mean([pair["ablation"]["correlation"] for pair in pairs])),
-        }
+        exchanges = [pair["interchange"] for pair in pairs]
+        by_patching["interchange"] = {"all": mean_exchange([e["all"] for e in exchanges])}
+        for what in ("here", "around"):
+            of_layers = zip(*(exchange[what] for exchange in exchanges))
+            by_patching["interchange"][what] = [mean_exchange(of_layer) for of_layer in of_layers]
+
+        ablations = [pair["ablation"] for pair in pairs]
+        by_patching["ablation"] = {"units": ablations[0]["units"]}
+        for key in ("worth", "correlation", "floor", "ceiling"):
+            mean = np.mean([ablation[key] for ablation in ablations], axis=0)
+            by_patching["ablation"][key] = mean.tolist()
     return {
         "names": result["names"],
         "layers": layers,
         "gradients": gradients,
         "gradient": {kind: block_mean(gradients, kind) for kind in GRADIENTS},
         "embeddings": embeddings,
-    } | patched
+    } | by_patching
 
 
 # ------------------------------------------------------------------------------------------------
@@ -798,17 +813,20 @@ def print_table(folder, languages, of_run):
 
 def print_patching(of_run):
     """What patching.py measured, in words."""
-    exchange = of_run["interchange"]
-    print("interchange, EN1's stream in place of the other's: at all positions "
-          f"{exchange['all']['within']['value']:.2f}")
-    for what, words in (("here", "where the next token is predicted"),
-                        ("before", "at all positions before that one")):
-        values = [layer[what]["within"]["value"] for layer in exchange["layers"] if what in layer]
-        print(f"  {words}, layer by layer: {', '.join(f'{value:.2f}' for value in values)}")
-    print("  1: as good as its own; 0: as that of another text (softmax over its own ids)")
-    ablation = of_run["ablation"]
+    exchange, ablation = of_run["interchange"], of_run["ablation"]
+
+    def words(entries):
+        return ", ".join("-" if e["value"] is None else f"{e['value']:.2f}" for e in entries)
+
+    print("interchange, EN1's stream in place of the other's own")
+    print(f"  at all positions: {words([exchange['all']])}")
+    print(f"  at every 16th, after each layer: {words(exchange['here'])}")
+    print(f"  at all but these, after each layer: {words(exchange['around'])}")
+    print("  1: as good as its own. 0: no better than that of another text. -: nothing to lose")
     print(f"ablation: what each of {len(ablation['units'])} heads and MLPs is worth to EN1, and to "
-          f"the other: rank correlation {ablation['correlation']:.2f}")
+          "the other\n"
+          f"  rank correlation {ablation['correlation']:.2f}; floor {ablation['floor']:.2f}, heads "
+          f"shuffled; ceiling {ablation['ceiling']:.2f}, EN1 on two texts")
 
 
 def main():

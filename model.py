@@ -61,8 +61,6 @@ SIZES = {
     ),
 }
 
-
-
 # What else there is to choose from: see the drawing above, and GPT
 ARCHITECTURES = ("decoder", "encoder", "encoder-decoder")
 HEADS = ("shared", "per-language")

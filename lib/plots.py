@@ -186,8 +186,8 @@ def alignment_page(path, name, languages, summary):
     languages: ["EN1", "EN2", ...]. summary: what align.summary returns.
     """
     words, title = measures_of(summary)
-    patched = "interchange" in summary
-    with figure(path, 2, 3 if patched else 2, (16 if patched else 11, 8.5)) as (fig, axes):
+    columns, width = (3, 16) if "interchange" in summary else (2, 11)
+    with figure(path, 2, columns, (width, 8.5)) as (fig, axes):
         fig.suptitle(f"{name}: are {languages[0]} and {', '.join(languages[1:])} represented "
                      "alike?")
         if words is MEASURES:
@@ -203,7 +203,7 @@ def alignment_page(path, name, languages, summary):
         axes[0, 1].set_title("Cosine of the two languages' gradients\n"
                              "(1: what helps one helps the other)")
         draw_gradient_bars(axes[1, 1], summary["gradient"], languages[0])
-        if patched:
+        if "interchange" in summary:
             draw_interchange(axes[0, 2], summary)
             draw_ablation(axes[1, 2], summary["ablation"])
 
@@ -211,12 +211,12 @@ def alignment_page(path, name, languages, summary):
 def draw_interchange(ax, summary):
     """How well EN1's stream does in the place of the other language's, layer by layer."""
     exchange = summary["interchange"]
-    shown = {"here": "where the next token is predicted", "before": "at all positions before that"}
-    for colour, (what, words) in zip(COLOURS[2:], shown.items()):
-        values = [layer[what]["within"]["value"] for layer in exchange["layers"] if what in layer]
+    shown = {"all": "at all positions", "here": "at every 16th", "around": "at all but these"}
+    for colour, (what, words) in zip(COLOURS[4:1:-1], shown.items()):
+        # at all positions it is the same after every layer
+        entries = exchange[what] if what != "all" else [exchange["all"]] * len(exchange["here"])
+        values = [np.nan if entry["value"] is None else entry["value"] for entry in entries]
         ax.plot(values, "o-", ms=4, color=colour, label=words)
-    ax.axhline(exchange["all"]["within"]["value"], color=COLOURS[4], lw=1.5,
-               label="at all positions, after any layer")
     for level in (0, 1):
         ax.axhline(level, color="0.6", lw=1, ls=":")
     label_layers(ax, [summary])
@@ -228,15 +228,15 @@ def draw_interchange(ax, summary):
 def draw_ablation(ax, ablation):
     """What each head and MLP is worth to EN1 and to the other language, a point a unit."""
     mlps = np.array(["MLP" in unit for unit in ablation["units"]])
-    first, other = np.array(ablation["rise"])
+    first, other = np.array(ablation["worth"])
     for chosen, marker, words in ((~mlps, "o", "a head"), (mlps, "s", "an MLP")):
         ax.plot(first[chosen], other[chosen], marker, color=COLOURS[2], alpha=0.7, label=words)
     ax.set_xscale("symlog", linthresh=0.01)
     ax.set_yscale("symlog", linthresh=0.01)
     ax.legend(frameon=False, fontsize=8)
     tidy(ax, xlabel="rise of EN1's loss without it, nats", ylabel="rise of the other's, nats",
-         title=f"What each part is worth to both\n(rank correlation "
-               f"{ablation['correlation']:.2f})")
+         title=f"What each part is worth to both\n(rank correlation {ablation['correlation']:.2f}, "
+               f"floor {ablation['floor']:.2f}, ceiling {ablation['ceiling']:.2f})")
 
 
 def measures_of(summary):
@@ -499,20 +499,19 @@ def efficiency_of_vocabularies(path, first, panels):
         legend(fig)
 
 
-def word2vec(path, found, transformer):
+def word2vec(path, found):
     """Cosine of a token's word2vec vector and its clone's, against EN1's share: a panel a side.
 
     found {EN1's share: [what paper.word2vec.measure returns, one for each seed]}.
-    transformer {"input" or "output": {EN1's share: the same cosine in the paper's transformer}}.
     """
     with figure(path, 1, 2, (9, 4.2), sharey=True) as (fig, axes):
         for ax, side in zip(axes[0], ("input", "output")):
-            for kind, words, colour, line in (("value", "a token and its clone", COLOURS[2], "-"),
-                                              ("all_pairs", "all pairs", "0.5", ":")):
+            for kind, words, colour, line in (
+                    ("value", "a token and its clone", COLOURS[2], "-"),
+                    ("floor", "a token and another about as frequent", COLOURS[2], ":"),
+                    ("all_pairs", "all pairs", "0.5", ":")):
                 values = [[result[side][kind] for result in found[ratio]] for ratio in found]
                 points(ax, list(found), values, "o", line, color=colour, label=words)
-            ax.plot(*zip(*transformer[side].items()), "D", mfc="none", ms=8, color=COLOURS[3],
-                    label="a token and its clone, in the paper's transformer")
             tidy(ax, xlabel="share of EN1", title=f"{side} vectors of word2vec")
         axes[0, 0].set_ylabel("cosine")
         legend(fig, ncols=3)

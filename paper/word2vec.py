@@ -1,13 +1,17 @@
 """Do clones align by co-occurrence alone? word2vec on the stream that the transformer reads.
 
-    python -m paper.word2vec                          # five mixes, three seeds: 15 minutes
-    python -m paper.word2vec --ratios=0.9 --seeds=1   # one of them
+    python -m paper.word2vec --ratios=0.9 --seeds=1   # one mix
+    python -m paper.word2vec --out=word2vec           # five mixes, three seeds each, and
+                                                      # word2vec/word2vec.json and .png
 
 Skip-gram with negative sampling (Mikolov et al. 2013; paper: Embedding similarity). The input
 vector of a token is to tell the tokens around it, by their output vectors, from tokens drawn by
 chance. A token and its clone stand in the same places of the same sort of text. But a sequence is
 in one language, so they have no neighbour in common, and nothing says that they are alike. If their
 vectors came out alike all the same, then the transformer's would be no wonder.
+
+Two things are simpler than in the original: the optimiser is Adam, and frequent tokens are not left
+out now and then.
 """
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,8 +26,8 @@ import data
 from lib import plots
 from lib.cli import BadInput, Parser, progress, run_main, write_json
 from model import SIZES
-from paper import numbers
 
+D_MODEL = 64  # width of the vectors
 WINDOW = 5  # neighbours on each side, at most
 NEGATIVES = 5  # tokens drawn by chance for each neighbour
 LEARNING_RATE = 0.01  # of Adam, falling to zero
@@ -94,28 +98,29 @@ def train(batch, frequency, d_model, steps, seed):
 # ------------------------------------------------------------------------------------------------
 # On clones
 
-def measure(corpus, ratio, size, seed):
+def measure(corpus, ratio, steps, seed):
     """{"input": ..., "output": ...} of align.embedding_similarity, of vectors learned from two
-    clones: the sequences are those that train.py --seed=SEED reads.
+    clones, from as many steps of nano's sequences.
     """
     text = data.tokens(corpus, "train")
     counts = data.count_tokens(text, corpus["vocab_size"])
     table = clone.clone_table(counts, languages=2)
     stages = clone.parse_stages(str(ratio), 2)
-    clone_batch = clone.make_batches([text, text], table, stages, size["context"],
-                                     size["batch_size"], size["steps"], seed)
+    nano = SIZES["nano"]
+    clone_batch = clone.make_batches([text, text], table, stages, nano["context"],
+                                     nano["batch_size"], steps, seed)
     frequency = (stages[0][:, None] * counts).ravel()  # EN1's ids, then EN2's
 
     def batch(step):
         ids, _ = clone_batch(step)
         return torch.from_numpy(ids)
 
-    inputs, outputs = train(batch, frequency, size["d_model"], size["steps"], seed)
+    inputs, outputs = train(batch, frequency, D_MODEL, steps, seed)
     vectors = SimpleNamespace(embedding=inputs, unembedding=outputs)
     return align.embedding_similarity(vectors, *table, counts)
 
 
-def row(ratio, results):
+def table_line(ratio, results):
     """A line of the table: the mean over seeds, and the standard deviation if there are several."""
     cells = [f"{ratio:<7}"]
     for side in ("input", "output"):
@@ -137,18 +142,19 @@ def parse_ratios(text):
 def main():
     parser = Parser(__doc__)
     nano = SIZES["nano"]
-    parser.option("--corpus", "docs", "as in train.py")
+    parser.option("--corpus", "docs", "one text, as in train.py")
     parser.option("--vocab_size", nano["vocab_size"], "V, ids of one language", int)
     parser.option("--ratios", "0.95,0.9,0.8,0.7,0.5", "EN1's share in each mix, comma-separated")
     parser.option("--seeds", 3, "how many seeds, 0, 1, ...", int)
-    parser.option("--steps", nano["steps"], "steps of 16 sequences, as in nano", int)
-    parser.option("--out", "paper/results/nano", "the folder for word2vec.json and word2vec.png")
+    parser.option("--steps", 500, f"steps of {nano['batch_size']} sequences", int)
+    parser.option("--out", None, "a folder for word2vec.json and word2vec.png (default: none)")
     args, _ = parser.parse()
     ratios = parse_ratios(args.ratios)
     if args.seeds < 1 or args.steps < 1:
         raise BadInput(f"--seeds={args.seeds} --steps={args.steps}: expected 1 or more of each")
+    if args.out:
+        Path(args.out).mkdir(parents=True, exist_ok=True)
     corpus = data.prepare(args.corpus, args.vocab_size)
-    size = nano | {"steps": args.steps}
 
     print("cosine of a token's vector and its clone's; floor: tokens about as frequent; all: the "
           "mean of all pairs")
@@ -160,21 +166,21 @@ def main():
         found[ratio] = []
         for seed in range(args.seeds):
             progress(f"ratio {ratio}, seed {seed}")
-            found[ratio].append(measure(corpus, ratio, size, seed))
+            found[ratio].append(measure(corpus, ratio, args.steps, seed))
         progress("")
-        print(row(ratio, found[ratio]), flush=True)
+        print(table_line(ratio, found[ratio]), flush=True)
 
-    Path(args.out).mkdir(parents=True, exist_ok=True)
-    write_json(f"{args.out}/word2vec.json", {
-        "corpus": args.corpus,
-        "sha256": corpus["sha256"],
-        "vocab_size": corpus["vocab_size"],
-        "d_model": size["d_model"],
-        "tokens": args.steps * size["batch_size"] * size["context"],
-        "ratios": {str(ratio): results for ratio, results in found.items()},
-    })
-    plots.word2vec(f"{args.out}/word2vec.png", found, numbers.EMBEDDING)
-    print(f"{args.out}/word2vec.json has all of it, and word2vec.png shows it")
+    if args.out:
+        write_json(f"{args.out}/word2vec.json", {
+            "corpus": args.corpus,
+            "sha256": corpus["sha256"],
+            "vocab_size": corpus["vocab_size"],
+            "d_model": D_MODEL,
+            "steps": args.steps,
+            "ratios": {str(ratio): results for ratio, results in found.items()},
+        })
+        plots.word2vec(f"{args.out}/word2vec.png", found)
+        print(f"{args.out}/word2vec.png shows it")
 
 
 if __name__ == "__main__":

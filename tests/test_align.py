@@ -11,6 +11,7 @@ import align
 import clone
 import data
 import parallel
+import patching
 import runs
 import train
 from model import GPT
@@ -633,15 +634,16 @@ def test_a_summary_is_the_mean_over_the_pairs():
         """What is measured of one pair, all of it planted from one number."""
         measures = {name: entry(x + i, above) for i, name in enumerate(align.MEASURES)}
         bins = [{"tokens_per_million": 5.0, "cosine": x, "floor": x / 4}]
+        exchange = {"own": 1, "patched": 1 + x, "other": 3, "error": 0.1, "value": 7, "clear": True}
         gradient = {"single": x / 2, "same": x, "other": 2 * x, "within": 3 * x}
         return {
             "layers": [measures, {name: entry(2 * x, above) for name in align.MEASURES}],
             "gradients": {"embedding": dict.fromkeys(align.GRADIENTS, 7.0),
                           "blocks.0.q": gradient, "blocks.0.up": gradient},
             "embeddings": {"tied": entry(x, above) | {"all_pairs": x / 8, "by_frequency": bins}},
-            "interchange": {"all": {"sum": {"own": x}},
-                            "layers": [{"here": {"sum": {"own": x, "value": 2 * x}}}] * 3},
-            "ablation": {"units": ["a", "b"], "rise": [[x, 2], [3, 4 * x]], "correlation": x},
+            "interchange": {"all": exchange, "here": [exchange] * 3, "around": [exchange] * 2},
+            "ablation": {"units": ["a", "b"], "worth": [[x, 2], [3, 4 * x]], "correlation": x,
+                         "floor": x / 2, "ceiling": 2 * x},
         }
 
     pairs = {"EN1-EN2": pair(0.1, True), "EN1-EN3": pair(0.2, True), "EN1-EN4": pair(0.6, False)}
@@ -659,12 +661,15 @@ def test_a_summary_is_the_mean_over_the_pairs():
     assert summary["embeddings"]["tied"]["by_frequency"] == [
         {"tokens_per_million": 5.0, "cosine": pytest.approx(0.3), "floor": pytest.approx(0.075)}]
 
-    assert summary["interchange"]["all"]["sum"]["own"] == pytest.approx(0.3)
-    for layer in summary["interchange"]["layers"]:
-        assert layer["here"]["sum"] == {"own": pytest.approx(0.3), "value": pytest.approx(0.6)}
-    assert len(summary["interchange"]["layers"]) == 3
-    assert summary["ablation"]["rise"] == [[pytest.approx(0.3), 2], [3, pytest.approx(1.2)]]
-    assert summary["ablation"]["correlation"] == pytest.approx(0.3)
+    exchange = summary["interchange"]
+    assert len(exchange["here"]) == 3 and len(exchange["around"]) == 2
+    for entry in (exchange["all"], *exchange["here"], *exchange["around"]):
+        # of the mean losses, not of the values
+        assert entry["patched"] == pytest.approx(1.3) and entry["value"] == pytest.approx(0.85)
+    assert summary["ablation"] == {
+        "units": ["a", "b"], "worth": [[pytest.approx(0.3), 2], [3, pytest.approx(1.2)]],
+        "correlation": pytest.approx(0.3), "floor": pytest.approx(0.15),
+        "ceiling": pytest.approx(0.6)}
 
     # above, where most pairs are: half of them is not enough
     del pairs["EN1-EN2"]
@@ -681,6 +686,7 @@ def few_sequences(monkeypatch):
     monkeypatch.setattr(align, "GRADIENT_WINDOWS", 40)
     monkeypatch.setattr(align, "MATCHED_TOKENS", 40 * T)
     monkeypatch.setattr(align, "PATCHED_TOKENS", 1024)
+    monkeypatch.setattr(align, "ABLATED_TOKENS", 512)
 
 
 @pytest.fixture(scope="module")
@@ -711,7 +717,7 @@ def test_one_page_a_run_and_one_for_all(work, monkeypatch, capsys):
         assert len(pair["layers"]) == 3
         assert pair["embeddings"].keys() == {"input", "output"}
     assert "above the floor" in out and "runs/b: EN1 with EN2, EN3" in out
-    assert "interchange, EN1's stream in place of the other's: at all positions" in out
+    assert "  at every 16th, after each layer: " in out
     assert "of 18 heads and MLPs is worth to EN1" in out
     # the table has the mean over the pairs
     layer = align.summary(result)["layers"][2]["cosine"]
@@ -736,6 +742,11 @@ def test_a_run_is_measured_on_its_test_text_by_its_own_model(work, monkeypatch):
         assert measured["layers"] == align.layer_similarity(run.model, base[:, :-1], *rows)
         assert measured["gradients"] == align.gradient_similarity(run.model, base, *rows)
         assert measured["embeddings"] == align.embedding_similarity(run.model, *rows, frequency)
+        some, few = (base[align.evenly_spaced(n, tokens // 16)]
+                     for tokens in (align.PATCHED_TOKENS, align.ABLATED_TOKENS))
+        assert measured["interchange"] == patching.interchange(run.model, some, *rows)
+        worths = [patching.worths(run.model, few, row) for row in rows]
+        assert measured["ablation"] == patching.compare_worths(*worths)
     assert result["pairs"]["EN1-EN2"]["layers"] != result["pairs"]["EN1-EN3"]["layers"]
 
 

@@ -533,7 +533,6 @@ def test_a_run_of_each_kind_killed_and_resumed(prepared, monkeypatch, capsys, ar
 
     # eval.py, its samples, and align.py
     monkeypatch.chdir(prepared)
-    monkeypatch.setattr(eval_, "TEST_TOKENS", 2000)
     monkeypatch.setattr(sys, "argv", ["eval.py", name, "--tokens=2000"])
     eval_.main()
     out = capsys.readouterr().out
@@ -553,6 +552,7 @@ def test_a_run_of_each_kind_killed_and_resumed(prepared, monkeypatch, capsys, ar
     monkeypatch.setattr(align, "TOKENS", 1000)
     monkeypatch.setattr(align, "SEQUENCES", 3)
     monkeypatch.setattr(align, "PATCHED_TOKENS", 512)
+    monkeypatch.setattr(align, "ABLATED_TOKENS", 512)
     monkeypatch.setattr(sys, "argv", ["align.py", name])
     align.main()
     out = capsys.readouterr().out

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,9 @@ import clone
 import patching
 from model import GPT
 
-V, T = 40, 12
+V, T = 40, 32
 TABLE = clone.clone_table(np.ones(V), 2)
-TEXT = np.random.default_rng(0).integers(0, V, (30, T + 1))
+TEXT = np.random.default_rng(0).integers(0, V, (60, T + 1))
 
 
 def make(seed=0, **changes):
@@ -64,41 +66,63 @@ def glued():
 # Interchange
 
 def every(result):
-    """All losses of interchange, for each softmax: [(what is replaced, losses)]."""
-    found = [("all", losses) for losses in result["all"].values()]
-    for layer in result["layers"]:
-        for what, by_softmax in layer.items():
-            found += [(what, losses) for losses in by_softmax.values()]
-    return found
+    """All entries of interchange."""
+    return [result["all"], *result["here"], *result["around"]]
 
 
 def test_a_copy_can_be_interchanged_everywhere():
     result = patching.interchange(copy(), TEXT, *TABLE)
-    assert [list(layer) for layer in result["layers"]] == [["here", "before"]] * 2 + [["here"]]
-    for what, losses in every(result):
-        assert losses["patched"] == pytest.approx(losses["own"], abs=1e-6), what
-        assert abs(losses["other"] - losses["own"]) > 0.01, what
-        assert losses["value"] == pytest.approx(1), what
+    assert len(result["here"]) == 3 and len(result["around"]) == 2
+    for entry in every(result):
+        assert entry["patched"] == pytest.approx(entry["own"], abs=1e-6)
+        assert abs(entry["other"] - entry["own"]) > 1e-3
+        assert entry["value"] is None or entry["value"] == pytest.approx(1, abs=1e-3)
 
 
-def test_the_streams_of_two_models_side_by_side_say_nothing_of_each_other():
-    result = patching.interchange(glued(), TEXT, *TABLE)
-    for by_softmax in (result["all"], *(layer["here"] for layer in result["layers"])):
-        losses = by_softmax["within"]
-        assert abs(losses["other"] - losses["own"]) > 0.05
-        assert abs(losses["value"]) < 0.15
-    # whatever it attends to, it finds next to nothing: the norm, which both share, lets a little in
-    for layer in result["layers"][:2]:
-        losses = layer["before"]["within"]
-        assert losses["patched"] == pytest.approx(losses["other"], abs=0.03)
+def trained(model, seed=0):
+    """A model that has learned, in both languages, to count up by one or by two: which of them, the
+    context says.
+    """
+    rng = np.random.default_rng(seed)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    frozen = {id(p): p == 0 for p in model.parameters()}  # the zeros of glued() stay
+    for _ in range(250):
+        ids = torch.from_numpy(TABLE[rng.integers(0, 2, 16)[:, None], counting(16, rng)])
+        optimizer.zero_grad()
+        model(ids).mean().backward()
+        for p in model.parameters():
+            p.grad[frozen[id(p)]] = 0
+        optimizer.step()
+    return model
+
+
+def counting(n, rng):
+    """n texts [n, T + 1] that count up from anywhere, by one or by two."""
+    return (rng.integers(0, V, (n, 1)) + np.arange(T + 1) * rng.integers(1, 3, (n, 1))) % V
+
+
+def test_two_models_side_by_side_cannot_be_interchanged_and_a_trained_copy_can():
+    text = counting(200, np.random.default_rng(9))
+    apart = patching.interchange(trained(glued()), text, *TABLE)
+    for entry in (apart["all"], *apart["here"]):
+        assert entry["own"] < 1 < entry["other"] and entry["clear"]
+        assert abs(entry["value"]) < 0.25
+    same = trained(copy())
+    with torch.no_grad():
+        for rows in (same.embedding, same.unembedding):
+            rows[V:] = rows[:V]
+    for entry in every(patching.interchange(same, text, *TABLE)):
+        if entry["clear"]:
+            assert entry["value"] == pytest.approx(1)
 
 
 def test_interchange_by_hand():
     """One window at a time, from the logits, in a model with anchor points."""
-    model, table = make(), clone.clone_table(np.ones(V), 2, cloned=0.5)
-    text = TEXT[:6]
+    model, table = make(), clone.clone_table(np.ones(V), 2, cloned=0.7)
+    text = TEXT[:10]
     result = patching.interchange(model, text, *table)
     own_ids = np.unique(table[1])
+    looked_at = [t for t in range(T) if t % 16 == 15]
     losses = {}
 
     def look(key, x, layer, i, kept):
@@ -106,62 +130,125 @@ def test_interchange_by_hand():
             x = block(x)
         logits = (model.norm(x) @ model.unembedding.T)[0]
         for t in kept:
-            a, b = table[0][text[i, t + 1]], table[1][text[i, t + 1]]
-            p = logits[t].softmax(0)
-            both = p[b] if a == b else p[a] + p[b]
-            for softmax, likely in (("within", p[b] / p[own_ids].sum()), ("sum", both)):
-                losses.setdefault((*key, softmax), []).append(-likely.log().item())
+            here, right = text[i, t], text[i, t + 1]
+            if table[0][here] != table[1][here] and table[0][right] != table[1][right]:
+                p = logits[t][own_ids].softmax(0)
+                loss = -p[np.searchsorted(own_ids, table[1][right])].log().item()
+                losses.setdefault(key, {}).setdefault(i, []).append(loss)
 
     for layer in range(3):
-        for i in range(6):
+        for i in range(10):
             streams = {}
             for case, words, row in (("own", text[i], table[1]), ("patched", text[i], table[0]),
-                                     ("other", text[(i + 3) % 6], table[0])):
+                                     ("other", text[(i + 5) % 10], table[0])):
                 ids = torch.from_numpy(row[words[:-1]])[None]
                 streams[case] = model.residual_stream(ids)[layer]
             for case, stream in streams.items():
-                here, before = streams["own"].clone(), stream.clone()
-                here[:, -1], before[:, -1] = stream[:, -1], streams["own"][:, -1]
-                look(("here", layer, case), here, layer, i, [T - 1])
-                look(("before", layer, case), before, layer, i, [T - 1])
+                here, around = streams["own"].clone(), stream.clone()
+                here[:, looked_at] = stream[:, looked_at]
+                around[:, looked_at] = streams["own"][:, looked_at]
+                look(("here", layer, case), here, layer, i, looked_at)
+                look(("around", layer, case), around, layer, i, looked_at)
                 # replaced at all positions: after whatever layer, it is the same
                 look(("all", layer, case), stream, layer, i, range(T))
 
-    for layer, of_layer in enumerate(result["layers"]):
-        for what, by_softmax in (*of_layer.items(), ("all", result["all"])):
-            for softmax, measured in by_softmax.items():
-                for case in ("own", "patched", "other"):
-                    expected = np.mean(losses[what, layer, case, softmax])
-                    assert measured[case] == pytest.approx(expected, rel=1e-4)
-                worth = measured["other"] - measured["own"]
-                assert measured["value"] == pytest.approx(
-                    (measured["other"] - measured["patched"]) / worth)
+    def mean(of_windows):
+        return np.mean([loss for window in of_windows.values() for loss in window])
+
+    for layer in range(3):
+        entries = {"here": result["here"][layer], "all": result["all"]}
+        if layer < 2:
+            entries["around"] = result["around"][layer]
+        for what, entry in entries.items():
+            for case in ("own", "patched", "other"):
+                expected = mean(losses[what, layer, case])
+                assert entry[case] == pytest.approx(expected, rel=1e-4)
+
+    # the error of own against other, windows as draws
+    own, other = losses["all", 0, "own"], losses["all", 0, "other"]
+    n = {i: len(own[i]) for i in own}
+    excess = [sum(other[i]) - sum(own[i]) - (mean(other) - mean(own)) * n[i] for i in own]
+    error = math.sqrt(sum(x**2 for x in excess)) / sum(n.values())
+    assert result["all"]["error"] == pytest.approx(error, rel=1e-3)
+
+
+def test_a_value_is_given_where_there_is_something_to_lose():
+    clear = patching.with_value({"own": 2.0, "patched": 2.5, "other": 4.0, "error": 0.1})
+    assert clear["clear"] and clear["value"] == 0.75
+    for own, error in ((2.0, 0.6), (4.5, 0.1)):  # hardly more than noise; worse than the floor
+        vague = patching.with_value({"own": own, "patched": 2.5, "other": 4.0, "error": error})
+        assert not vague["clear"] and vague["value"] is None
 
 
 def test_a_text_in_several_batches_is_one_text():
-    model, long = make(), np.tile(TEXT, (8, 1))
-    assert long.size > 2 * 1024
+    # an odd number of times, so that the other text of each window is what it was
+    model, long = make(), np.tile(TEXT, (9, 1))
+    assert long.size > 2 * 4096
     few, many = (patching.interchange(model, text, *TABLE) for text in (TEXT, long))
-    for (_, one), (_, other) in zip(every(few), every(many), strict=True):
-        # the other text of each window is another one, all else is as it was
-        for case in ("own", "patched"):
+    for one, other in zip(every(few), every(many), strict=True):
+        for case in ("own", "patched", "other"):
             assert other[case] == pytest.approx(one[case], rel=1e-5)
+    for unit, worth in patching.worths(model, np.tile(TEXT, (8, 1)), TABLE[0]).items():
+        assert worth == pytest.approx(patching.worths(model, TEXT, TABLE[0])[unit], abs=1e-5)
+
+
+def test_where_hardly_a_token_is_cloned_all_are_scored():
+    table = clone.clone_table(np.ones(V), 2, cloned=0.03)
+    assert np.isfinite(patching.interchange(make(), TEXT[:4], *table)["here"][0]["own"])
 
 
 # ------------------------------------------------------------------------------------------------
 # Ablation
 
 def test_parts_of_a_copy_serve_both_and_of_two_models_one():
-    both = patching.ablation(copy(), TEXT, *TABLE)
+    first, second = (patching.worths(copy(), TEXT, row) for row in TABLE)
+    both = patching.compare_worths(first, second)
     assert both["units"] == ["layer 1, head 1", "layer 1, head 2", "layer 1, MLP",
                              "layer 2, head 1", "layer 2, head 2", "layer 2, MLP"]
-    assert both["rise"][0] == pytest.approx(both["rise"][1], abs=1e-6)
+    assert both["worth"][0] == pytest.approx(both["worth"][1], abs=1e-6)
     assert both["correlation"] == pytest.approx(1)
 
-    first, second = patching.ablation(glued(), TEXT, *TABLE)["rise"]
-    for layer in (0, 3):
-        assert abs(first[layer]) > 10 * abs(first[layer + 1])
-        assert abs(second[layer + 1]) > 10 * abs(second[layer])
+    first, second = (patching.worths(glued(), TEXT, row) for row in TABLE)
+    for layer in range(2):
+        for half in range(2):
+            assert abs(first[layer, 0][half]) > 10 * abs(first[layer, 1][half])
+            assert abs(second[layer, 1][half]) > 10 * abs(second[layer, 0][half])
+
+
+def test_the_floor_and_the_ceiling_of_a_correlation():
+    """Three layers of four heads and an MLP. MLPs matter most, and the first layer more."""
+    rng = np.random.default_rng(0)
+
+    def planted(alike):
+        worth = {}
+        for layer in range(3):
+            for unit in (0, 1, 2, 3, "mlp"):
+                own = unit + 1 if alike and unit != "mlp" else rng.uniform(0, 4)
+                size = 100 - 10 * layer if unit == "mlp" else 50 - 10 * layer + own
+                worth[layer, unit] = [size, size + rng.uniform(0, 1e-3)]
+        return worth
+
+    strangers = patching.compare_worths(planted(False), planted(False))
+    assert strangers["correlation"] > 0.7  # which would look like much, but for its floor
+    assert strangers["floor"] == pytest.approx(strangers["correlation"], abs=0.12)
+    alike = patching.compare_worths(planted(True), planted(True))
+    assert alike["correlation"] == pytest.approx(1) and alike["floor"] < 0.95
+    assert alike["ceiling"] == pytest.approx(1)
+
+    # two halves that say the contrary
+    noise = {key: [i, -i] for i, key in enumerate(planted(True))}
+    assert patching.compare_worths(noise, planted(True))["ceiling"] == pytest.approx(-1)
+
+
+def test_shuffled_heads_stay_in_their_layer():
+    units = [(layer, unit) for layer in range(2) for unit in (0, 1, 2, "mlp")]
+    seen = set()
+    for seed in range(50):
+        order = patching.shuffled_heads(units, np.random.default_rng(seed))
+        assert sorted(order[:3]) == [0, 1, 2] and sorted(order[4:7]) == [4, 5, 6]
+        assert order[3] == 3 and order[7] == 7
+        seen.add(tuple(order))
+    assert len(seen) > 20
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -169,16 +256,15 @@ def test_a_part_is_taken_out_by_hand_and_put_back(bias):
     model = make(bias=bias)
     before = {name: p.clone() for name, p in model.named_parameters()}
     names = [name for name, _ in model.named_parameters()]
-    result = patching.ablation(model, TEXT, *TABLE)
+    result = patching.worths(model, TEXT, TABLE[1])
     assert [name for name, _ in model.named_parameters()] == names
     for name, p in model.named_parameters():
         assert torch.equal(p, before[name])
 
     # the second head of the first layer, and the MLP of the second, in EN2
     ids = torch.from_numpy(TABLE[1][TEXT])
-    plain = model(ids).mean().item()
 
-    def loss(change):
+    def losses(change):
         x = model.embed(ids[:, :-1])
         for layer, block in enumerate(model.blocks):
             heads = change(layer, "heads", block.attend(x))
@@ -186,7 +272,8 @@ def test_a_part_is_taken_out_by_hand_and_put_back(bias):
             hidden = change(layer, "mlp", block.hidden(x))
             x = x + F.linear(hidden, block.down, block.down_bias)
         logits = model.norm(x) @ model.unembedding.T
-        return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).item()
+        of_tokens = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+        return np.array([of_tokens[0::2].mean().item(), of_tokens[1::2].mean().item()])
 
     def no_head(layer, kind, output):
         if (layer, kind) != (0, "heads"):
@@ -200,8 +287,9 @@ def test_a_part_is_taken_out_by_hand_and_put_back(bias):
             return output
         return output.mean((0, 1)).expand_as(output)
 
-    assert result["rise"][1][1] == pytest.approx(loss(no_head) - plain, abs=1e-5)
-    assert result["rise"][1][5] == pytest.approx(loss(no_mlp) - plain, abs=1e-5)
+    plain = losses(lambda layer, kind, output: output)
+    assert result[0, 1] == pytest.approx(losses(no_head) - plain, abs=1e-5)
+    assert result[1, "mlp"] == pytest.approx(losses(no_mlp) - plain, abs=1e-5)
 
 
 def test_rank_correlation_sees_the_order_alone():

@@ -127,7 +127,7 @@ SIZES["nano"] = SIZES["nano"] | dict(
 LITTLE_TEXT = {
     "train.py": {"EVAL_TOKENS": 2048},
     "eval.py": {"TEST_TOKENS": 8192, "SWITCH_TOKENS": 4096},
-    "align.py": {"TOKENS": 8192, "PATCHED_TOKENS": 1024, "SEQUENCES": 50},
+    "align.py": {"TOKENS": 8192, "SEQUENCES": 50},
 }
 
 
