@@ -1,7 +1,7 @@
 """Do clones align by co-occurrence alone? word2vec on the stream that the transformer reads.
 
     python -m paper.word2vec --ratios=0.9 --seeds=1   # one mix
-    python -m paper.word2vec --out=word2vec           # five mixes, three seeds each, and
+    python -m paper.word2vec --out=word2vec           # five mixes, three seeds: 6 minutes; and
                                                       # word2vec/word2vec.json and .png
 
 Skip-gram with negative sampling (Mikolov et al. 2013; paper: Embedding similarity). The input
