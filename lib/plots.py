@@ -186,7 +186,7 @@ def alignment_page(path, name, languages, summary):
     languages: ["EN1", "EN2", ...]. summary: what align.summary returns.
     """
     words, title = measures_of(summary)
-    columns, width = (3, 16) if "interchange" in summary else (2, 11)
+    columns, width = (3, 17) if "interchange" in summary else (2, 11)
     with figure(path, 2, columns, (width, 8.5)) as (fig, axes):
         fig.suptitle(f"{name}: are {languages[0]} and {', '.join(languages[1:])} represented "
                      "alike?")
@@ -231,8 +231,6 @@ def draw_ablation(ax, ablation):
     first, other = np.array(ablation["worth"])
     for chosen, marker, words in ((~mlps, "o", "a head"), (mlps, "s", "an MLP")):
         ax.plot(first[chosen], other[chosen], marker, color=COLOURS[2], alpha=0.7, label=words)
-    ax.set_xscale("symlog", linthresh=0.01)
-    ax.set_yscale("symlog", linthresh=0.01)
     ax.legend(frameon=False, fontsize=8)
     tidy(ax, xlabel="rise of EN1's loss without it, nats", ylabel="rise of the other's, nats",
          title=f"What each part is worth to both\n(rank correlation {ablation['correlation']:.2f}, "
@@ -333,7 +331,7 @@ def draw_gradient_bars(ax, gradient, first):
              "within": "one language,\ntwo texts"}
     bars = ax.bar(list(words.values()), [gradient[case] for case in words],
                   color=[COLOURS[4], COLOURS[1], COLOURS[5], "0.7"])
-    ax.tick_params(axis="x", labelsize=9)
+    ax.tick_params(axis="x", labelsize=8)
     ax.bar_label(bars, fmt="%.2f")
     tidy(ax, ylabel="gradient cosine, mean over blocks",
          title="Do the languages pull the same way?\n"

@@ -273,14 +273,14 @@ train.main()
 def test_a_run_that_is_killed_goes_on_to_the_same_losses(bilingual, vocabulary):
     options = [*TINY[1:], *REAL, f"--vocabulary={vocabulary}", "--parallel=both", "--ratio=0.7",
                "--steps=12", "--dtype=float32"]
-    train_here(bilingual, *options, f"--run=whole-{vocabulary}")
+    train_here(bilingual, *options, f"--run=whole-{vocabulary}", eval_tokens=None)
 
     stopped = f"stopped-{vocabulary}"
     call = [sys.executable, "-c", DIES_AT_STEP_6, *options, f"--run={stopped}"]
     dead = subprocess.run(call, cwd=bilingual, env={**ONE_THREAD, "PYTHONPATH": str(ROOT)})
     assert dead.returncode == 9
     assert history(bilingual / "runs" / stopped)[-1]["step"] == 6
-    out = train_here(bilingual, f"--run={stopped}", "--resume")
+    out = train_here(bilingual, f"--run={stopped}", "--resume", eval_tokens=None)
     assert "from step 6" in out
     whole, again = (history(bilingual / "runs" / name) for name in (f"whole-{vocabulary}", stopped))
     assert whole == again
