@@ -156,16 +156,8 @@ def make_batches(shape, steps):
     # Zipf's numbers are 1, 2, 3, ... without end: 1 to V are kept, and ids are 0 to V - 1.
     text = rng.zipf(1.2, 2_000_000).clip(max=V).astype(np.uint16) - 1
     table, stages = make_table(shape), np.array([[0.9, 0.1]])
-    batch = clone.make_batches([text, text], table, stages, context, batch_size, steps, seed=0)
-    if shape["arch"] != "encoder":
-        return batch
-
-    def masked_batch(step):
-        ids, lang = batch(step)
-        dice = clone.roll_dice(step * batch_size + np.arange(batch_size), context)
-        return ids, lang, *clone.mask_tokens(ids, table, lang, dice)
-
-    return masked_batch
+    return clone.make_batches([text, text], table, stages, context, batch_size, steps, seed=0,
+                              masked=shape["arch"] == "encoder")
 
 
 def timed(function, device):

@@ -336,13 +336,12 @@ def make_turns(stages, steps, batch_size, seed):
     return stream, place
 
 
-def part(batch_size, rank, world):
-    """Which sequences of a batch are those of process `rank` of `world`, a slice."""
-    return slice(rank * batch_size // world, (rank + 1) * batch_size // world)
-
-
-def make_batches(texts, table, stages, context, batch_size, steps, seed, rank=0, world=1):
+def make_batches(texts, table, stages, context, batch_size, steps, seed, rank=0, world=1,
+                 masked=False):
     """Return batch(step) -> (ids int64 [B / world, T + 1], lang int64 [B / world]).
+
+    masked: for an encoder, also what it is shown and where it is asked, (shown [B / world, T],
+    places [B / world, P]) of mask_tokens.
 
     texts [N]: the token stream of each language; clones have one and the same. table [N, V]: their
     ids; stages [S, N]: parse_stages. batch_size is that of all processes together; process `rank`
@@ -369,7 +368,7 @@ def make_batches(texts, table, stages, context, batch_size, steps, seed, rank=0,
 
     def batch(step):
         k = step * batch_size + np.arange(batch_size)  # the number of each sequence in the run
-        k = k[part(batch_size, rank, world)]
+        k = k[rank * batch_size // world:(rank + 1) * batch_size // world]
         lang, ids = np.empty_like(k), np.empty((len(k), width), dtype=np.int64)
         for s, (text, langs) in enumerate(zip(streams, speakers)):
             here = stream[k] == s
@@ -377,6 +376,8 @@ def make_batches(texts, table, stages, context, batch_size, steps, seed, rank=0,
             lang[here] = langs[languages[s](window, step)]
             pieces = text[window[:, None] * width + np.arange(width)]  # [sequences, T + 1]
             ids[here] = table[lang[here][:, None], pieces]
+        if masked:
+            return ids, lang, *mask_tokens(ids, table, lang, roll_dice(k, context, seed))
         return ids, lang
 
     return batch

@@ -356,17 +356,10 @@ def make_batches(run, texts):
     stages = clone.parse_stages(config.ratio, config.languages, config.schedule)
     numpy_batch = clone.make_batches(texts, run.table, stages, config.context,
                                      config.batch_size, config.steps, config.seed,
-                                     ddp.rank(), ddp.world())
-    mine = np.arange(config.batch_size)[clone.part(config.batch_size, ddp.rank(), ddp.world())]
+                                     ddp.rank(), ddp.world(), config.arch == "encoder")
 
     def batch(step):
-        ids, lang = numpy_batch(step)
-        arrays = [ids, lang]
-        if config.arch == "encoder":
-            numbers = step * config.batch_size + mine
-            dice = clone.roll_dice(numbers, config.context, config.seed)
-            arrays += clone.mask_tokens(ids, run.table, lang, dice)
-        return [torch.from_numpy(array).to(run.device) for array in arrays]
+        return [torch.from_numpy(array).to(run.device) for array in numpy_batch(step)]
 
     return batch
 
