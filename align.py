@@ -2,6 +2,7 @@
 
     python align.py runs/a              # a table, runs/a/align.json and runs/a/align.png
     python align.py runs/a runs/b ...   # and one figure that compares them layer by layer
+    python align.py runs/a --text=my_novel.txt   # the same measures on a text of your own
     python align.py runs/c --parallel=eltec-fra-eng   # real languages: a text and its translation
 
 Per layer (0: the embedding), for EN1 and each other language:
@@ -585,14 +586,11 @@ def measure(run, parallel_text=None):
 
 def measure_clones(run):
     """What align.json holds of clones. Raises BadInput for too short a test text."""
-    text, T = data.tokens(run.corpora[0], "test"), run.config.context
-    V = run.table.shape[1]
+    text, T = run.texts("test")[0], run.config.context
+    runs.check_length(run, run.names[0], text, 2)
     n = min((len(text) - 1) // T, max(2, TOKENS // T))
-    if n < 2:
-        raise BadInput(f"the test split of {run.config.corpus} has {len(text)} tokens, "
-                       f"fewer than two windows of {run.folder} ({2 * T + 1})")
     base = clone.consecutive(text, T, n)  # [n, T + 1]
-    frequency = data.count_tokens(data.tokens(run.corpora[0], "train"), V)
+    frequency = run.languages.counts[0]
 
     worths = []  # of each language, what each head and MLP is worth to it
     if run.config.arch == "decoder":
@@ -835,6 +833,8 @@ def main():
     parser.option("--parallel", None, "of real languages: lines and their translations, "
                   "eltec-fra-eng (downloaded once), a folder or a .zip with a .txt for each "
                   "document and language, e.g. eng/a.txt and fra/a.txt")
+    parser.option("--text", None, "of clones: a text of your own, or any that --corpus takes, to "
+                  "be read in place of the test split; the results go to align-TEXT.json and .png")
     parser.option("--corpus", None, "where the text of the runs is now, once for each (default: "
                   "where it was, or what data/ still has of it)", several=True)
     parser.option("--device", "auto", "cpu, cuda or mps; auto takes the best there is")
@@ -842,20 +842,24 @@ def main():
 
     summaries = {}  # by folder
     opened = runs.open_runs(args.runs, pick_device(args.device), 2, args.corpus, args.parallel,
-                            partial(check_parallel, parallel_text=args.parallel))
+                            partial(check_parallel, parallel_text=args.parallel), args.text)
+    # those of another text are never taken for those of the test split
+    name, of_text = runs.result_name("align", args.text), {}
+    if args.text is not None:
+        of_text = {"text": args.text}
     for run in opened:
         result = measure(run, args.parallel)
-        write_json(run.folder / "align.json", result)
+        write_json(run.folder / f"{name}.json", of_text | result)
         summaries[run.folder] = summary(result)
         print_table(run.folder, run.names, summaries[run.folder])
-        plots.alignment_page(run.folder / "align.png", run.folder.name, run.names,
+        plots.alignment_page(run.folder / f"{name}.png", run.folder.name, run.names,
                              summaries[run.folder])
 
     first = next(iter(summaries))
-    print("\nalign.json and align.png are in each run's folder: "
-          f"look at {first / 'align.png'}")
+    print(f"\n{name}.json and {name}.png are in each run's folder: "
+          f"look at {first / f'{name}.png'}")
     if len(summaries) > 1:
-        path = first.parent / "align.png"
+        path = first.parent / f"{name}.png"
         by_name = {str(folder): of_run for folder, of_run in summaries.items()}
         plots.alignment_of_runs(path, by_name)
         print(f"{path} compares the runs")

@@ -6,7 +6,8 @@
 
 A language is a token stream, and the ids that its tokens have in the model. Clones share grammar,
 statistics and meaning, but no token: all have one stream, and language l (EN2 for l = 1) has every
-id shifted by l * V (paper: Cloning). Real languages have a stream and a tokeniser each.
+id shifted by l * V (paper: Cloning), and with --clone=permute permuted at random after that. Real
+languages have a stream and a tokeniser each.
 
 A stream is cut into windows of context + 1 tokens, and --ratio gives the languages' shares of them.
 Which clone a window is read in is drawn once for the whole run: in a later epoch it is in the same
@@ -77,7 +78,7 @@ def numbers(option, text):
                        f"e.g. {option}=0.9,0.1") from None
 
 
-def clone_table(counts, languages, cloned=1.0, seed=0):
+def clone_table(counts, languages, cloned=1.0, seed=0, permuted=False):
     """table[lang, id] -> the id of a token in a language, int64 [N, V].
 
     A cloned token is id + lang * V; an anchor point has one id in all languages. With V = 5, three
@@ -93,6 +94,12 @@ def clone_table(counts, languages, cloned=1.0, seed=0):
     that occur (paper: Partial cloning). With 1, end-of-text is cloned too, and the languages share
     nothing. A larger fraction clones all that a smaller one does, because it takes a longer piece
     of the same permutation.
+
+    permuted: the shifted ids of each language but EN1 are in a random order, by the same seed. All
+    rows of a new model are drawn alike, so nothing should depend on it. The example again:
+
+        EN2         7  1  6  9  5
+        EN3        11  1 13 14 12
     """
     V = len(counts)
     occurring = np.flatnonzero(counts)
@@ -100,6 +107,9 @@ def clone_table(counts, languages, cloned=1.0, seed=0):
     anchors = order[round(cloned * len(order)):]
 
     table = np.arange(V) + np.arange(languages)[:, None] * V
+    if permuted:
+        for l in range(1, languages):
+            table[l] = np.random.default_rng([seed, 6, l]).permutation(table[l])
     table[:, anchors] = anchors
     return table
 
@@ -125,14 +135,28 @@ def vocabulary_table(vocabularies, anchored):
     return table
 
 
-def spell(ids, encoders, V):
-    """The text of ids of the model [n]: id = l * V + i is token i of language l's tokeniser.
+def look_up(table):
+    """The way back from a table [N, V]: of each id of the model, which language's token it is.
 
-    encoders [N]: one a language; those of clones are one and the same.
+    (lang, token), int64 [N * V] both. An anchor point is the first language's. An id that none has,
+    because an anchor point stands for it, counts as the token that a shift would put there.
     """
+    N, V = table.shape
+    lang, token = np.divmod(np.arange(N * V), V)
+    for l in reversed(range(N)):
+        lang[table[l]], token[table[l]] = l, np.arange(V)
+    return lang, token
+
+
+def spell(ids, encoders, table):
+    """The text of ids of the model [n]; each is a token of a language's tokeniser, as look_up says.
+
+    encoders [N]: one a language; those of clones are one and the same. table [N, V].
+    """
+    lang, token = look_up(table)
     pieces = []
     for i in ids:
-        pieces.append(encoders[i // V].decode_single_token_bytes(int(i % V)))
+        pieces.append(encoders[lang[i]].decode_single_token_bytes(int(token[i])))
     return b"".join(pieces).decode(errors="replace")
 
 
@@ -232,7 +256,7 @@ def open_texts(corpora, split):
     return texts
 
 
-def make_table(corpora, corpus, cloned, anchor_seed, vocabulary, mask=False):
+def make_table(corpora, corpus, cloned, anchor_seed, vocabulary, mask=False, permuted=False):
     """The table [N, V] of the languages: vocabulary_table of real ones, clone_table of clones.
 
     mask: each language has one token more, the last one, which an encoder sees in the place of
@@ -243,7 +267,7 @@ def make_table(corpora, corpus, cloned, anchor_seed, vocabulary, mask=False):
         vocabularies = [token_bytes(encoder(c)) + [b"<|mask|>"] * mask for c in corpora]
         return vocabulary_table(vocabularies, vocabulary == "anchored")
     counts = data.count_tokens(data.tokens(corpora[0], "train"), corpora[0]["vocab_size"] + mask)
-    table = clone_table(counts, len(corpora), cloned, anchor_seed)
+    table = clone_table(counts, len(corpora), cloned, anchor_seed, permuted)
     eot = corpora[0]["eot"]
     if mask and table[0, eot] == table[-1, eot]:
         table[:, -1] = table[0, -1]
@@ -471,7 +495,10 @@ def add_options(parser, cloned=1.0):
                   "(default: 2, or as many as --ratio names)", int)
     parser.option("--cloned", cloned, "fraction of the vocabulary that is cloned, 0 to 1; "
                   "the rest are anchor points, shared by all languages", float)
-    parser.option("--anchor_seed", 0, "of the choice of anchor points, whatever --seed is", int)
+    parser.option("--clone", "shift", "shift: a clone has the ids of EN1 shifted, as in the paper; "
+                  "permute: these in a random order", choices=["shift", "permute"])
+    parser.option("--anchor_seed", 0, "of the choice of anchor points, and of the order of "
+                  "--clone=permute, whatever --seed is", int)
     parser.option("--schedule", None, "the main language's share in each of several equal stages "
                   "of the run, e.g. 0.9,0.1 (default: --ratio throughout)")
     parser.option("--vocabulary", None, "of real languages, --corpus=A --corpus=B: disjoint ids, "
@@ -517,6 +544,8 @@ def check_real_languages(args):
     if args.cloned not in (None, 1):
         raise BadInput(f"--cloned={args.cloned} is of clones; of real languages "
                        "--vocabulary=anchored shares the tokens that are spelt the same")
+    if args.clone != "shift":
+        raise BadInput(f"--clone={args.clone} is of clones: leave it out")
     if args.anchor_seed:
         raise BadInput(f"--anchor_seed={args.anchor_seed} is of clones: leave it out")
     language_names(args.corpus, len(sources))  # raises if two have one name
@@ -524,12 +553,12 @@ def check_real_languages(args):
 
 def show_sentence(names, sentence, enc, table):
     """One sentence [n] in each clone: its ids, and what they decode to."""
-    N, V = table.shape
+    encoders = [enc] * len(table)
     print("tokens      " + " ".join(f"{enc.decode([i]):>7}" for i in sentence))
     for name, row in zip(names, table):
         ids = row[sentence]
         print(f"{name:6} ids   " + " ".join(f"{i:7}" for i in ids)
-              + f"   decoded: {spell(ids, [enc] * N, V)}")
+              + f"   decoded: {spell(ids, encoders, table)}")
 
 
 def show_real_languages(names, corpora, texts, table):
@@ -557,7 +586,7 @@ def show_clones(names, corpus, texts, table, stages, seed):
 
     steps, batch_size, context = 200, 64, 128
     batch = make_batches(texts, table, stages, context, batch_size, steps, seed)
-    print(f"\nthe first {steps} batches of {batch_size} sequences, ids shifted back; distance: "
+    print(f"\nthe first {steps} batches of {batch_size} sequences, ids mapped back; distance: "
           "total variation between a language's token\ndistribution and EN1's, from 0 (the same) "
           "to 1 (no token in common), beside what two random samples of one text have")
     check_batches(names, batch, table, steps, seed)
@@ -572,10 +601,10 @@ def check_batches(names, batch, table, steps, seed):
     N, V = table.shape
     sequences = np.zeros(N)
     counts, by_chance = np.zeros((N, V)), np.zeros((N, V))
-    rng = np.random.default_rng(seed)
+    rng, (_, token) = np.random.default_rng(seed), look_up(table)
     for step in range(steps):
         ids, lang = batch(step)
-        for l, other, row in zip(lang, rng.permutation(lang), ids % V):  # % V undoes the shift
+        for l, other, row in zip(lang, rng.permutation(lang), token[ids]):
             count = np.bincount(row, minlength=V)
             counts[l] += count
             by_chance[other] += count
@@ -602,7 +631,8 @@ def main():
     stages = parse_stages(ratio, languages, args.schedule)
     names = language_names(args.corpus, languages)
     corpora = open_corpora(args.corpus, languages, args.vocab_size, args.tokenizer, args.parallel)
-    table = make_table(corpora, args.corpus, args.cloned, args.anchor_seed, args.vocabulary)
+    table = make_table(corpora, args.corpus, args.cloned, args.anchor_seed, args.vocabulary,
+                       permuted=args.clone == "permute")
     texts = open_texts(corpora, "train")
     if isinstance(args.corpus, list):
         show_real_languages(names, corpora, texts, table)

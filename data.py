@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -302,15 +303,41 @@ def encode(spool, part, enc, dtype, path):
     with ThreadPoolExecutor(threads) as pool, open(path, "wb") as f:
         # a few documents at a time, one a thread, so that few are held at once
         for i in range(0, len(part), threads):
-            texts = [read_text(spool, document) for document in part[i:i + threads]]
-            try:
-                for ids in pool.map(lambda t: enc.encode_to_numpy(t, disallowed_special=()), texts):
-                    f.write(np.append(ids, enc.eot_token).astype(dtype).tobytes())
-            except ValueError as error:  # tiktoken's own patterns fail on a million blanks
-                names = ", ".join(document.name for document in part[i:i + threads])
-                raise BadInput(f"{enc.name} cannot encode one of {names} ({error}): "
-                               "--tokenizer=bpe can") from error
+            some = part[i:i + threads]
+            names = [document.name for document in some]
+            texts = [read_text(spool, document) for document in some]
+            for ids in pool.map(partial(encode_document, enc), names, texts):
+                f.write(ids.astype(dtype).tobytes())
         return f.tell() // dtype.itemsize
+
+
+def encode_document(enc, name, text):
+    """The ids of one document, with its end-of-text. Raises BadInput, as encode does."""
+    try:
+        ids = enc.encode_to_numpy(text, disallowed_special=())
+    except ValueError as error:  # tiktoken's own patterns fail on a million blanks
+        raise BadInput(f"{enc.name} cannot encode {name} ({error}): "
+                       "--tokenizer=bpe can") from error
+    return np.append(ids, enc.eot_token)
+
+
+def read_tokens(source, enc):
+    """The ids of any text, int64 [n]: of all its documents, each with its end-of-text, as in a
+    split; none is dropped or cut.
+
+    source: what --corpus may be. Says what was read. Raises BadInput.
+    """
+    parts, passed_over = [], Counter()
+    for path in locate(source):
+        for name, text in documents(path, passed_over):
+            parts.append(encode_document(enc, name, text).astype(np.int64))
+    if not parts:
+        raise BadInput(f"the text {source} is empty")
+    ids = np.concatenate(parts)
+    over = f"; passed over: {in_words(passed_over)}" if passed_over else ""
+    print(f"{source}: {plural(len(parts), 'document')}, {len(ids):,} tokens, in place of the test "
+          f"split{over}")
+    return ids
 
 
 def source_sha256(source):

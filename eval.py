@@ -3,6 +3,8 @@
     python eval.py runs/a runs/b ...   # one table for all; give monolingual runs of several
                                        # lengths too, for token efficiency
     python eval.py runs/a --sample     # one prompt, continued in each language, side by side
+    python eval.py runs/a --sample --prompt="Once upon a time"   # a prompt of your own
+    python eval.py runs/a --text=my_novel.txt   # the same measures on a text of your own
 
 Perplexity is over the test split, the same text for every clone, and each real language's own. It
 is of the last positions of overlapping windows, so that every token that is scored has context
@@ -27,8 +29,7 @@ import torch
 import clone
 import data
 import runs
-from lib.bpe import encoder
-from lib.cli import BadInput, Parser, plural, progress, run_main, write_json
+from lib.cli import BadInput, Parser, progress, run_main, write_json
 from model import pick_device
 
 TEST_TOKENS = 131072  # scored a language, about; of an encoder, read
@@ -299,8 +300,8 @@ def teff_between(points, ppl, n):
 TUNED = ("batch_size", "lr", "embedding_std")
 # the corpus counts by its hash, not by its name
 # and of one language, a head of its own is the head
-NOT_OF_THE_RECIPE = {"ratio", "languages", "schedule", "cloned", "anchor_seed", "steps", "seed",
-                     "size", "dtype", "corpus", "vocabulary", "parallel", "heads", *TUNED}
+NOT_OF_THE_RECIPE = {"ratio", "languages", "schedule", "cloned", "clone", "anchor_seed", "steps",
+                     "seed", "size", "dtype", "corpus", "vocabulary", "parallel", "heads", *TUNED}
 
 
 def recipe(config, l=0):
@@ -470,22 +471,19 @@ def evaluate_run(run, last_n, most):
     # the code-switch test of an encoder-decoder takes the first half of another window
     n_windows = 2 if run.config.arch == "encoder-decoder" else 1
     for name, text in zip(run.names, texts):
-        if len(text) < n_windows * context + 1:
-            raise BadInput(f"the test text of {name} has {len(text)} tokens, fewer than "
-                           f"{plural(n_windows, 'window')} of {run.folder} "
-                           f"({n_windows * context + 1})")
+        runs.check_length(run, name, text, n_windows)
 
     seen = runs.read_log(run.folder, "val_loss")[-1]["tokens_seen"]
     languages, lengths = [], {}  # of the tokens of each text
-    for l, (name, text, row) in enumerate(zip(run.names, texts, run.table)):
+    for l, (name, text, row, enc) in enumerate(zip(run.names, texts, run.table, run.encoders)):
         progress(f"{run.folder}: scoring {name}, of {len(run.table)} languages, "
                  f"on {min(most, len(text)):,} test tokens")
         losses = score(run.model, text, row, context, last_n, most)
-        mean, error = mean_and_error(losses, text, run.corpora[l]["eot"])
+        mean, error = mean_and_error(losses, text, enc.eot_token)
         ppl = math.exp(min(mean, 700))
         scored = ~np.isnan(losses)
         if id(text) not in lengths:  # clones have one text
-            lengths[id(text)] = token_lengths(run.corpora[l], text)
+            lengths[id(text)] = token_lengths(enc, text)
         n_bytes = lengths[id(text)][text[scored]].sum()
         languages.append({
             "name": name,
@@ -517,11 +515,11 @@ def evaluate_run(run, last_n, most):
     }
 
 
-def token_lengths(corpus, text):
+def token_lengths(enc, text):
     """How many bytes each token of a text spells, for bits per byte [V]; end-of-text: none."""
-    enc, lengths = encoder(corpus), np.zeros(corpus["vocab_size"])
+    lengths = np.zeros(enc.n_vocab)
     for i in np.unique(text):
-        if i != corpus["eot"]:
+        if i != enc.eot_token:
             lengths[i] = len(enc.decode_single_token_bytes(int(i)))
     return lengths
 
@@ -571,6 +569,35 @@ def check_can_sample(folder, config):
                        "a text: leave --sample out")
 
 
+def encode_prompt(run, words):
+    """The user's own words in the tokens of each language [N, ...]. Raises BadInput."""
+    prompts = [np.array(enc.encode_ordinary(words)) for enc in run.encoders]
+    for name, prompt in zip(run.names, prompts):
+        if run.config.arch == "encoder-decoder" and len(prompt) < 2:
+            raise BadInput(f"--prompt={words} is one token of {name}, and {run.folder} is an "
+                           "encoder-decoder, which reads all of a prompt but the last token: "
+                           "expected two or more")
+        if len(prompt) > run.config.context:
+            print(f"{run.folder}: the prompt has {len(prompt)} tokens of {name}, of which the "
+                  f"model sees the last {run.config.context}")
+    return prompts
+
+
+def go_on(run, prompts, n):
+    """How each language goes on from its prompt by n tokens, each time by the same dice.
+
+    prompts [N, ...]: in the tokens of its tokeniser. Returns [(what it writes, the share of its
+    tokens that are the language's own)].
+    """
+    model, written = run.model, []
+    for row, prompt in zip(run.table, prompts):
+        ids = torch.from_numpy(row[prompt]).to(model.embedding.device)
+        out = model.sample(ids, n, rows=model.own_ids(row))[len(prompt):].cpu().numpy()
+        text = clone.spell(out, run.encoders, run.table)
+        written.append((text, float(np.isin(out, row).mean())))
+    return written
+
+
 def number(value, form):
     return "never" if value is None else format(value, form)
 
@@ -594,31 +621,34 @@ def print_switches(results):
             print(f"{folder.name[:28]:28} {pair:12}{plain}  {within}")
 
 
-def print_samples(run, n=60, width=46):
-    """The start of each language's test text, continued by n tokens, in columns of three at most.
+def print_samples(run, prompts, n=60, width=46):
+    """How each language goes on from its prompt by n tokens, in columns, three side by side.
 
-    Clones have one text, and so one prompt.
+    prompts [N, ...]: in the tokens of its tokeniser. Clones have one and the same.
     """
-    model, table, encoders = run.model, run.table, run.encoders
-    n_prompt = 32
-    if run.config.arch == "encoder-decoder":  # as much as its encoder reads, and a token to go on
-        n_prompt = run.config.context // 2 + 1
     columns = []
-    for name, text, row, enc in list(zip(run.names, run.texts("test"), table, encoders))[:3]:
-        prompt = np.array(text[:n_prompt])
-        ids = torch.from_numpy(row[prompt]).to(model.embedding.device)
-        out = model.sample(ids, n, rows=model.own_ids(row))[len(prompt):].cpu().numpy()
-        own = np.isin(out, row).mean()
+    for name, enc, prompt, (written, own) in zip(run.names, run.encoders, prompts,
+                                                 go_on(run, prompts, n)):
         column = [f"{name} ({own:.0%} of its tokens are {name}'s)", "-" * width]
         column += textwrap.wrap(f"prompt: {enc.decode(prompt.tolist())!r}", width) + [""]
-        for line in clone.spell(out, encoders, table.shape[1]).split("\n"):
+        for line in written.split("\n"):
             column += textwrap.wrap(line, width)
         columns.append(column)
 
-    print()
-    for i in range(max(len(column) for column in columns)):
-        cells = [column[i] if i < len(column) else "" for column in columns]
-        print("   ".join(f"{cell:{width}}" for cell in cells).rstrip())
+    for first in range(0, len(columns), 3):
+        beside = columns[first:first + 3]
+        print()
+        for i in range(max(len(column) for column in beside)):
+            cells = [column[i] if i < len(column) else "" for column in beside]
+            print("   ".join(f"{cell:{width}}" for cell in cells).rstrip())
+
+
+def print_short_samples(run, prompts, n=30, width=40):
+    """The same in a line a language: the end of its prompt, and n tokens that follow."""
+    for name, enc, prompt, (written, _) in zip(run.names, run.encoders, prompts,
+                                               go_on(run, prompts, n)):
+        before = enc.decode(prompt.tolist())[-width:]
+        print(f"{name:6}{before!r:{width + 4}} -> {written!r}")
 
 
 def check_last_n(folder, config, last_n):
@@ -646,6 +676,10 @@ def main():
                   int)
     parser.option("--sample", False, "print how each language goes on from the start of its test "
                   "text, and nothing else", bool)
+    parser.option("--prompt", None, "with --sample: words of your own that each language goes on "
+                  "from (default: the start of its test text)")
+    parser.option("--text", None, "of clones: a text of your own, or any that --corpus takes, to "
+                  "be scored in place of the test split; the results go to eval-TEXT.json")
     parser.option("--corpus", None, "where the text of the runs is now, once for each (default: "
                   "where it was, or what data/ still has of it)", several=True)
     parser.option("--device", "auto", "cpu, cuda or mps; auto takes the best there is")
@@ -654,23 +688,39 @@ def main():
     if args.tokens < 1:
         raise BadInput(f"--tokens={args.tokens}: expected 1 or more")
 
+    if args.prompt is not None and not args.sample:
+        raise BadInput("--prompt goes with --sample")
+    if args.prompt == "":
+        raise BadInput("--prompt is empty: give words to go on from, or leave it out")
+    if args.sample and args.text is not None:
+        raise BadInput("--sample goes on from a --prompt: leave --text out")
+
     if args.sample:
-        for run in runs.open_runs(args.runs, device, corpus=args.corpus, check=check_can_sample):
-            print_samples(run)
+        for run in runs.open_runs(args.runs, device, corpus=args.corpus, check=check_can_sample,
+                                  sampling=True):
+            prompts = run.languages.prompts
+            if args.prompt is not None:
+                prompts = encode_prompt(run, args.prompt)
+            print_samples(run, prompts)
         return
 
     results = []
     for run in runs.open_runs(args.runs, device, corpus=args.corpus,
-                              check=partial(check_last_n, last_n=args.last_n)):
+                              check=partial(check_last_n, last_n=args.last_n), text=args.text):
         last_n = args.last_n
         if last_n is None and run.config.arch != "encoder":
             last_n = max(1, run.config.context // 4)
-        result = load_result(run, last_n, args.tokens) or evaluate_run(run, last_n, args.tokens)
+        result = load_result(run, last_n, args.tokens) if args.text is None else None
+        result = result or evaluate_run(run, last_n, args.tokens)
         results.append((run.folder, run.config, result))
 
     remarks = add_efficiency(results)
+    # those of another text are never taken for those of the test split
+    file, of_text = f"{runs.result_name('eval', args.text)}.json", {}
+    if args.text is not None:
+        of_text = {"text": args.text}
     for folder, _, result in results:
-        write_json(folder / "eval.json", result)
+        write_json(folder / file, of_text | result)
     print_table(results)
     archs = {config.arch for _, config, _ in results}
     if "encoder" in archs:
@@ -680,7 +730,7 @@ def main():
               "a half that the encoder reads")
     print_switches(results)
     print("\n" + "\n".join(remarks))
-    print("eval.json is in each run's folder. Next:")
+    print(f"{file} is in each run's folder. Next:")
     folder, config, _ = results[0]
     if config.arch != "encoder":
         print(f"  python eval.py {folder} --sample")

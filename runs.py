@@ -1,9 +1,13 @@
 """The folder of a run, runs/NAME: the only thing that passes between the scripts.
 
-    config.json   all that defines the run
-    log.jsonl     a line of numbers at a time, training and validation
-    model.pt      the last checkpoint: the weights, and what resuming needs
-    loss.png      and later eval.json, align.json, align.png
+    config.json           all that defines the run
+    tokenizer.tiktoken    how text becomes tokens; of real languages tokenizer-eng.tiktoken, ...
+    languages.npz         and these the ids of each language: see Languages
+    log.jsonl             a line of numbers at a time, training and validation
+    model.pt              the last checkpoint: the weights, and what resuming needs
+    loss.png              and later eval.json, align.json, align.png
+
+It can be moved and copied. Only what is measured on the test split needs the corpus.
 """
 import io
 import itertools
@@ -13,6 +17,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +25,7 @@ import torch
 import clone
 import data
 from lib import cli, ddp
-from lib.bpe import encoder
+from lib.bpe import encoder, read_encoder
 from lib.cli import BadInput, write, write_json
 from model import GPT
 
@@ -30,9 +35,19 @@ NOT_OF_THE_RUN = {"run", "resume", "device", "micro_batch", "compile"}
 MODEL = ("arch", "heads", "n_layer", "n_head", "d_head", "d_model", "context", "bias",
          "embedding_scale", "embedding_std", "tied")
 # options that came later, and what runs are that do not have them
-ADDED = {"arch": "decoder", "heads": "shared"}
+ADDED = {"arch": "decoder", "heads": "shared", "clone": "shift"}
 # raise it whenever the same config would train another model, or read other batches
 VERSION = 2
+# tokens of a text that a sample goes on from
+PROMPT = 32
+
+
+class Languages(NamedTuple):
+    """What the languages of a run are: all that one has to know of its corpus to read its model."""
+    encoders: list  # the tokeniser of each [N]; clones have one and the same
+    table: np.ndarray  # the ids of each [N, V]: clone.make_table
+    counts: np.ndarray  # how often each token is in the training text of each [N, V]
+    prompts: np.ndarray  # the start of the test text of each [N, n]: for samples
 
 
 @dataclass
@@ -40,9 +55,12 @@ class Run:
     """A run that is open: to be trained (train.py), or to be looked at (eval.py, align.py)."""
     folder: Path
     config: SimpleNamespace  # config.json: config.steps, config.ratio, ...
-    corpora: list  # of each language [N], the manifest of its prepared corpus; clones have the same
-    table: np.ndarray  # [N, V], the ids of each language: clone.make_table
+    # of each language [N], the manifest of its prepared corpus; clones have the same. None, if the
+    # run was opened without
+    corpora: list
+    languages: Languages
     model: GPT
+    test: np.ndarray = None  # a text to be looked at in place of the test split: see read_text
 
     # how far it is
     step: int = 0  # steps done
@@ -66,15 +84,32 @@ class Run:
         return clone.language_names(self.config.corpus, self.config.languages)
 
     @property
+    def table(self):
+        """The ids of each language [N, V]."""
+        return self.languages.table
+
+    @property
     def encoders(self):
         """The tokeniser of each language [N]."""
-        if self.clones:  # one and the same
-            return [encoder(self.corpora[0])] * len(self.corpora)
-        return [encoder(corpus) for corpus in self.corpora]
+        return self.languages.encoders
 
     def texts(self, split):
         """The token stream of each language [N]; clones have one and the same."""
+        if split == "test" and self.test is not None:
+            return [self.test] * len(self.table)
         return clone.open_texts(self.corpora, split)
+
+    def keep_languages(self):
+        """Write the tokenisers and languages.npz: from then on the folder needs no corpus."""
+        if self.config.tokenizer == "bpe":
+            for name, corpus in zip(tokenizer_files(self.config), self.corpora):
+                with write(self.folder / name) as f:
+                    f.write((Path(corpus["folder"]) / "tokenizer.tiktoken").read_bytes())
+        buffer = io.BytesIO()
+        np.savez(buffer, table=self.table, counts=self.languages.counts,
+                 prompts=self.languages.prompts)
+        with write(self.folder / "languages.npz") as f:
+            f.write(buffer.getbuffer())
 
     def save(self):
         """Write model.pt, whole or not at all. A broken model never takes the place of a good one.
@@ -290,7 +325,74 @@ def hashes(config, corpora):
 def make_table(config, corpora):
     """The ids of each language of a config [N, V]."""
     return clone.make_table(corpora, config.corpus, config.cloned, config.anchor_seed,
-                            getattr(config, "vocabulary", None), config.arch == "encoder")
+                            getattr(config, "vocabulary", None), config.arch == "encoder",
+                            config.clone == "permute")
+
+
+def make_languages(config, corpora):
+    """The Languages of a config, from its corpora."""
+    encoders = [encoder(corpus) for corpus in corpora[:1 if are_clones(config) else None]]
+    if are_clones(config):  # one and the same
+        encoders = encoders * config.languages
+    table = make_table(config, corpora)
+
+    counts, train = {}, clone.open_texts(corpora, "train")
+    for text in train:
+        if id(text) not in counts:  # clones have one text
+            counts[id(text)] = data.count_tokens(text, table.shape[1])
+    test = clone.open_texts(corpora, "test")
+    n = min(prompt_length(config), *(len(text) for text in test))
+    return Languages(encoders, table, np.stack([counts[id(text)] for text in train]),
+                     np.stack([text[:n] for text in test]))
+
+
+def prompt_length(config):
+    """How many tokens of a text a sample goes on from."""
+    if config.arch == "encoder-decoder":  # as much as its encoder reads, and a token to go on
+        return config.context // 2 + 1
+    return PROMPT
+
+
+def tokenizer_files(config):
+    """What the files of a run's tokenisers are called: one, or of real languages one each."""
+    if are_clones(config):
+        return ["tokenizer.tiktoken"]
+    names = clone.language_names(config.corpus, config.languages)
+    return [f"tokenizer-{name}.tiktoken" for name in names]
+
+
+def read_languages(folder, config):
+    """The Languages that a run's folder holds; None of one that was made when none were kept.
+
+    Raises BadInput if a file is not what it was.
+    """
+    path = folder / "languages.npz"
+    if not path.exists():
+        return None
+
+    def damaged(path):
+        return BadInput(f"{path} is missing, damaged or of another run: copy the folder again, or "
+                        "delete its languages.npz, and the corpus is looked for")
+
+    mask = config.arch == "encoder"
+    try:
+        with np.load(path) as arrays:
+            table, counts, prompts = (arrays[key] for key in ("table", "counts", "prompts"))
+        if not table.shape == counts.shape == (config.languages, config.vocab_size + mask):
+            raise ValueError
+    except Exception:  # np.load raises whatever its parsers raise
+        raise damaged(path) from None
+
+    if config.tokenizer != "bpe":  # one of tiktoken's own
+        return Languages([encoder(vars(config))] * config.languages, table, counts, prompts)
+    encoders = []
+    for name, files in zip(tokenizer_files(config), per_corpus(config.data_sha256)):
+        if data.damaged(folder, {name: files["tokenizer.tiktoken"]}):
+            raise damaged(folder / name)
+        encoders.append(read_encoder(folder / name))
+    if are_clones(config):  # one and the same
+        encoders = encoders * config.languages
+    return Languages(encoders, table, counts, prompts)
 
 
 def make_model(config, table, device):
@@ -328,14 +430,18 @@ def load_checkpoint(folder, config):
     return state
 
 
-def open_runs(names, device, minimum=1, corpus=None, parallel=None, check=None):
+def open_runs(names, device, minimum=1, corpus=None, parallel=None, check=None, text=None,
+              sampling=False):
     """Yield a Run for each finished run, given as runs/NAME or NAME, its model ready to be read.
 
     corpus, parallel: where their text is now, if not where it was (open_corpora). check: called
-    with the folder and the config of each, and may raise BadInput. Everything is checked before the
-    first is yielded. Raises BadInput for a run that is not there, not finished,
-    without a checkpoint, of another corpus than the others', or of fewer languages than the
-    minimum.
+    with the folder and the config of each, and may raise BadInput. text: a path, to be looked at
+    in place of the test split. With it, or for sampling, the corpus is not opened, but for a run
+    that has no languages.npz.
+
+    Everything is checked before the first is yielded. Raises BadInput for a run that is not there,
+    not finished, without a checkpoint, of another corpus than the others', or of fewer languages
+    than the minimum; and where a text is to be looked at, for one of real languages.
     """
     found = []
     for name in names:
@@ -351,6 +457,9 @@ def open_runs(names, device, minimum=1, corpus=None, parallel=None, check=None):
                            f"{config.steps:,}: finish it with --run={folder.name} --resume")
         if config.languages < minimum:
             raise BadInput(f"{folder} is monolingual: expected a run of two languages or more")
+        if text is not None and not are_clones(config):
+            raise BadInput(f"--text={text} is one text, and the languages of {folder} are real, "
+                           "with a text each: leave --text out")
         if check:
             check(folder, config)
         found.append((folder, config))
@@ -359,12 +468,28 @@ def open_runs(names, device, minimum=1, corpus=None, parallel=None, check=None):
         raise BadInput(f"{' '.join(names)}: expected folders of runs")
     check_one_text(found)
     for folder, config in found:
-        corpora = open_corpora(folder, config, corpus, parallel)
-        table = make_table(config, corpora)
+        languages, corpora = read_languages(folder, config), None
+        if languages is None or not (sampling or text is not None):
+            corpora = open_corpora(folder, config, corpus, parallel)
+        languages = languages or make_languages(config, corpora)
+        test = None if text is None else data.read_tokens(text, languages.encoders[0])
         state = load_checkpoint(folder, config)
-        model = make_model(config, table, device)
+        model = make_model(config, languages.table, device)
         model.load_state_dict(state["model"])
-        yield Run(folder, config, corpora, table, model.eval(), state["step"])
+        yield Run(folder, config, corpora, languages, model.eval(), test, step=state["step"])
+
+
+def result_name(what, text=None):
+    """What the results of a measurement are called: "eval"; of a --text, "eval-my_novel"."""
+    return what if text is None else f"{what}-{data.label(text)[:60] or 'text'}"
+
+
+def check_length(run, name, text, n_windows):
+    """Raise BadInput unless the test text [n] of a language has as many windows, end to end."""
+    needed = n_windows * run.config.context + 1
+    if len(text) < needed:
+        raise BadInput(f"the test text of {name} has {cli.plural(len(text), 'token')}, fewer than "
+                       f"{cli.plural(n_windows, 'window')} of {run.folder} ({needed})")
 
 
 def check_one_text(found):

@@ -11,7 +11,7 @@ Several processes or GPUs read the same batches, a part each; the -- keeps --run
     torchrun --nproc_per_node=2 -- train.py --ratio=0.9
 
 A run is a folder runs/NAME: config.json, log.jsonl, model.pt (weights and what resuming needs),
-loss.png.
+loss.png; and its tokeniser and the ids of its languages, so that it can be moved and copied.
 """
 import math
 import sys
@@ -25,7 +25,13 @@ import align
 import clone
 import data
 import runs
-from eval import interpolate, monolingual_beside, monolingual_options, teff_between
+from eval import (
+    interpolate,
+    monolingual_beside,
+    monolingual_options,
+    print_short_samples,
+    teff_between,
+)
 from lib import ddp, plots
 from lib.cli import BadInput, Parser, as_options, plural, run_main, say
 from model import ARCHITECTURES, HEADS, SIZES, faster_dtype, keep_freed_memory, pick_device
@@ -337,8 +343,9 @@ def open_run(args, given):
         held = runs.lock(folder)
 
     torch.manual_seed(config.seed)
-    table = runs.make_table(config, corpora)
-    run = runs.Run(folder, config, corpora, table, runs.make_model(config, table, device))
+    languages = runs.make_languages(config, corpora)
+    model = runs.make_model(config, languages.table, device)
+    run = runs.Run(folder, config, corpora, languages, model)
     run.lock = held
     run.optimizers = make_optimizers(run.model, config)
     run.tokens = [0] * config.languages
@@ -375,6 +382,7 @@ def begin(run, resume, texts):
         for leftover in run.folder.glob(".*.tmp"):
             leftover.unlink()
         runs.trim_log(run.folder, run.step)
+        run.keep_languages()
         print_headline(run)
         if not run.clones:
             print_shared(run, texts)
@@ -428,8 +436,11 @@ def print_text_use(run, texts):
     say(f"{sequences / n_windows:.2f} epochs of the training text{in_two}")
 
 
-def report(run):
-    """The table at the end of a run, and what to do next."""
+def report(run, texts):
+    """The table at the end of a run, what it writes, and what to do next.
+
+    texts [N]: the validation text of each language.
+    """
     folder, config = run.folder, run.config
     final = runs.read_log(folder, "val_loss")[-1]
     laws = [[] for _ in run.names]  # of each language, the monolingual runs beside it
@@ -458,11 +469,16 @@ def report(run):
               "those seen here.\n      Above 1, something crossed over from another language\n"
               "-: outside the range of these runs")
 
+    if config.arch != "encoder":
+        print("\nwhat it writes after the start of the validation text:")
+        print_short_samples(run, [text[:runs.prompt_length(config)] for text in texts])
+
     parallel = "" if run.clones else f" --parallel={getattr(config, 'parallel', 'PATH')}"
     print(f"\n{folder / 'loss.png'} shows the run. Next:")
     print(f"  python eval.py {folder}            # test perplexity per language")
     if config.arch != "encoder":
-        print(f"  python eval.py {folder} --sample   # what it writes")
+        print(f"  python eval.py {folder} --sample --prompt=\"...\"   # what it writes after your "
+              "words")
     if config.languages > 1:
         print(f"  python align.py {folder}{parallel}           # are the languages represented "
               "alike?")
@@ -607,7 +623,7 @@ def main():
         print(f"interrupted and saved at step {run.step:,}; "
               f"go on with: python train.py --run={run.folder.name} --resume")
         sys.exit(130)
-    report(run)
+    report(run, texts["val"])
 
 
 if __name__ == "__main__":

@@ -149,7 +149,12 @@ def encoder(manifest):
     """
     if manifest["tokenizer"] != "bpe":
         return named_tokenizer(manifest["tokenizer"])
-    ranks = load_ranks(Path(manifest["folder"]) / "tokenizer.tiktoken")
+    return read_encoder(Path(manifest["folder"]) / "tokenizer.tiktoken")
+
+
+def read_encoder(path):
+    """The tiktoken.Encoding of a file that save_ranks wrote."""
+    ranks = load_ranks(path)
     return tiktoken.Encoding(
         "nanoclone", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={EOT: len(ranks)}
     )

@@ -76,7 +76,7 @@ def locate(corpus):
     for part in corpus.split(","):
         source = NAMED.get(part, part)
         if not part.strip():
-            raise BadInput(f"--corpus={corpus!r} has an empty part: "
+            raise BadInput(f"corpus {corpus!r} has an empty part: "
                            "expected names, paths or addresses, with a comma between two")
         if is_address(source):
             if not READABLE.search(file_name(source)):

@@ -1,5 +1,4 @@
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -753,11 +752,9 @@ def test_a_run_is_measured_on_its_test_text_by_its_own_model(work, monkeypatch):
 def test_too_short_a_test_text_is_refused(work, monkeypatch):
     monkeypatch.chdir(work)
     run, = runs.open_runs(["runs/a"], CPU)
-    monkeypatch.setattr(data, "tokens", lambda corpus, split: np.zeros(32, np.uint16))
-    short = SimpleNamespace(corpora=run.corpora, config=run.config, folder=run.folder, clones=True,
-                            table=run.table, model=run.model)
-    with pytest.raises(align.BadInput, match=r"has 32 tokens, fewer than two windows of .* \(33\)"):
-        align.measure(short)
+    run.test = np.zeros(32, np.uint16)
+    with pytest.raises(align.BadInput, match=r"has 32 tokens, fewer than 2 windows of .* \(33\)"):
+        align.measure(run)
 
 
 @pytest.fixture(scope="module")

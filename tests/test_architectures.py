@@ -565,9 +565,10 @@ def test_the_parts_of_a_batch_are_those_of_one_process(prepared, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", *TINY, "--arch=encoder", "--ratio=0.5"])
     config = train.make_config(*train.options().parse())
     corpora = clone.open_corpora("books", 2, 300, "bpe")
-    table = runs.make_table(config, corpora)
+    languages = runs.make_languages(config, corpora)
     config.dtype = "float32"
-    run = runs.Run(None, config, corpora, table, runs.make_model(config, table, "cpu"))
+    model = runs.make_model(config, languages.table, "cpu")
+    run = runs.Run(None, config, corpora, languages, model)
     text = run.texts("train")
     whole = train.make_batches(run, text)(7)
     parts = []

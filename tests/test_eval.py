@@ -670,9 +670,8 @@ def test_samples_are_text_in_each_language(capsys):
                           decode_single_token_bytes=lambda i: bytes([i]))
     model = SimpleNamespace(embedding=torch.zeros(1), sample=planted, own_ids=lambda row: None)
     run = SimpleNamespace(model=model, table=table, encoders=[enc, enc], names=["EN1", "EN2"],
-                          texts=lambda split: [text, text],
                           config=SimpleNamespace(arch="decoder"))
-    eval_.print_samples(run)
+    eval_.print_samples(run, [text[:32]] * 2)
     out = capsys.readouterr().out
     assert out.count("prompt: 'Once upon a time, in the dead of'") == 2
     assert "EN1 (100% of its tokens are EN1's)" in out

@@ -29,9 +29,9 @@ def open_made(made, monkeypatch):
     monkeypatch.chdir(work)
     config = runs.read_config(folder)
     corpora = runs.open_corpora(folder, config)
-    table = runs.make_table(config, corpora)
-    model = runs.make_model(config, table, "cpu")
-    run = runs.Run(folder, config, corpora, table, model)
+    languages = runs.make_languages(config, corpora)
+    model = runs.make_model(config, languages.table, "cpu")
+    run = runs.Run(folder, config, corpora, languages, model)
     run.optimizers = train.make_optimizers(model, config)
     run.tokens = [0, 0]
     run.sums = torch.zeros(2, 2)

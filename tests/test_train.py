@@ -470,7 +470,8 @@ def test_a_full_disk(prepared):
     assert process.returncode == 2
     assert "model.pt" in err
     assert err.count("\n") == 1
-    assert listing(prepared / "runs/full") == ["config.json", "log.jsonl"]
+    assert listing(prepared / "runs/full") == [
+        "config.json", "languages.npz", "log.jsonl", "tokenizer.tiktoken"]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -701,7 +702,7 @@ def test_a_run_that_cannot_go_on(refused, trained, options, expected):
 # --help
 
 UNDER_HEADINGS = {
-    "languages": "ratio languages cloned anchor_seed schedule vocabulary",
+    "languages": "ratio languages cloned clone anchor_seed schedule vocabulary",
     "text": "corpus parallel vocab_size tokenizer",
     "model": "size arch heads n_layer n_head d_model context tied bias embedding_scale "
              "embedding_std",
