@@ -844,12 +844,12 @@ def main():
     opened = runs.open_runs(args.runs, pick_device(args.device), 2, args.corpus, args.parallel,
                             partial(check_parallel, parallel_text=args.parallel), args.text)
     # those of another text are never taken for those of the test split
-    name, of_text = runs.result_name("align", args.text), {}
-    if args.text is not None:
-        of_text = {"text": args.text}
+    name = runs.result_name("align", args.text)
     for run in opened:
         result = measure(run, args.parallel)
-        write_json(run.folder / f"{name}.json", of_text | result)
+        if args.text is not None:
+            result["text"] = args.text
+        write_json(run.folder / f"{name}.json", result)
         summaries[run.folder] = summary(result)
         print_table(run.folder, run.names, summaries[run.folder])
         plots.alignment_page(run.folder / f"{name}.png", run.folder.name, run.names,

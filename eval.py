@@ -712,15 +712,15 @@ def main():
             last_n = max(1, run.config.context // 4)
         result = load_result(run, last_n, args.tokens) if args.text is None else None
         result = result or evaluate_run(run, last_n, args.tokens)
+        if args.text is not None:
+            result["text"] = args.text
         results.append((run.folder, run.config, result))
 
     remarks = add_efficiency(results)
     # those of another text are never taken for those of the test split
-    file, of_text = f"{runs.result_name('eval', args.text)}.json", {}
-    if args.text is not None:
-        of_text = {"text": args.text}
+    file = f"{runs.result_name('eval', args.text)}.json"
     for folder, _, result in results:
-        write_json(folder / file, of_text | result)
+        write_json(folder / file, result)
     print_table(results)
     archs = {config.arch for _, config, _ in results}
     if "encoder" in archs:
@@ -736,8 +736,10 @@ def main():
         print(f"  python eval.py {folder} --sample")
     bilingual = [(folder, config) for folder, config, _ in results if config.languages > 1]
     if bilingual:
-        parallel = "" if all(runs.are_clones(c) for _, c in bilingual) else " --parallel=PATH"
-        print(f"  python align.py {' '.join(str(folder) for folder, _ in bilingual)}{parallel}")
+        more = "" if all(runs.are_clones(c) for _, c in bilingual) else " --parallel=PATH"
+        if args.text is not None:
+            more = f" --text={args.text}"
+        print(f"  python align.py {' '.join(str(folder) for folder, _ in bilingual)}{more}")
 
 
 if __name__ == "__main__":

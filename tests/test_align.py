@@ -1,10 +1,11 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import REAL, TINY, fails, train_here, write_corpus
+from conftest import REAL, TINY, fails, listing, train_here, write_corpus
 
 import align
 import clone
@@ -13,6 +14,7 @@ import parallel
 import patching
 import runs
 import train
+from lib.bpe import EOT
 from model import GPT
 
 CPU = torch.device("cpu")
@@ -747,6 +749,30 @@ def test_a_run_is_measured_on_its_test_text_by_its_own_model(work, monkeypatch):
         worths = [patching.worths(run.model, few, row) for row in rows]
         assert measured["ablation"] == patching.compare_worths(*worths)
     assert result["pairs"]["EN1-EN2"]["layers"] != result["pairs"]["EN1-EN3"]["layers"]
+
+
+def test_a_text_of_ones_own(work, monkeypatch, capsys):
+    """That of the test split has its numbers, and the corpus is not asked for."""
+    monkeypatch.chdir(work)
+    shutil.copytree("runs/a", "apart/a", dirs_exist_ok=True)
+    run, = runs.open_runs(["runs/a"], CPU)
+    expected = align.measure(run)
+    text = run.encoders[0].decode(run.texts("test")[0].tolist())
+    (work / "own").mkdir()
+    for i, document in enumerate(text.split(EOT)[:-1]):
+        (work / f"own/{i}.txt").write_text(document)
+
+    monkeypatch.setattr(runs, "open_corpora", None)
+    monkeypatch.setattr("sys.argv", ["align.py", "apart/a", "--text=own"])
+    before = listing(work / "apart")
+    align.main()
+    out = capsys.readouterr().out
+    assert f"own: {i + 1} document" in out and "in place of the test split" in out
+    assert "align-own.json and align-own.png are in each run's folder" in out
+    result = json.loads((work / "apart/a/align-own.json").read_text())
+    assert result == expected | {"text": "own"}
+    new = {"a/align-own.json", "a/align-own.png"}
+    assert set(listing(work / "apart")) - set(before) == new
 
 
 def test_too_short_a_test_text_is_refused(work, monkeypatch):

@@ -612,19 +612,22 @@ def test_a_run_from_before_there_was_a_choice_is_a_decoder(prepared, monkeypatch
     train_here(prepared, *options, "--run=older")
     folder = prepared / "runs/older"
     state = torch.load(folder / "model.pt")
-    for key in ("arch", "heads"):
+    for key in ("arch", "heads", "clone"):
         del state["config"][key]
     (folder / "config.json").write_text(json.dumps(state["config"]))
     torch.save(state, folder / "model.pt")
     monkeypatch.chdir(prepared)
     run, = runs.open_runs(["older"], CPU)
-    assert (run.config.arch, run.config.heads) == ("decoder", "shared")
+    config = run.config
+    assert (config.arch, config.heads, config.clone) == ("decoder", "shared", "shift")
 
 
 def test_monolingual_runs_are_of_one_architecture_whatever_the_heads(monkeypatch):
     recipes = {}
-    for arch, heads in EVERY:
-        monkeypatch.setattr(sys, "argv", ["train.py", f"--arch={arch}", f"--heads={heads}"])
+    for i, (arch, heads) in enumerate(EVERY):
+        clones = ("shift", "permute")[i % 2]  # nor is there any difference in one language
+        monkeypatch.setattr(sys, "argv", ["train.py", f"--arch={arch}", f"--heads={heads}",
+                                          f"--clone={clones}"])
         config = train.make_config(*train.options().parse())
         config.corpus_sha256 = config.data_sha256 = ""
         recipes.setdefault(eval_.recipe(config), []).append((arch, heads))

@@ -3,10 +3,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from conftest import REAL
 
 import clone
 from lib.cli import BadInput
+from model import ARCHITECTURES, GPT, HEADS
 
 V = 1 << 16
 TEXT = np.arange(10_000, dtype=np.uint16)  # every id tells its place in the text
@@ -397,7 +399,124 @@ def test_languages_of_one_text_share_its_stream():
 
 
 # ------------------------------------------------------------------------------------------------
+# Permuted clones
+
+def both_tables(V, cloned=1.0):
+    """The tables of three languages, with the ids of clones shifted, and permuted; and to [3 V],
+    which id of the second stands for each of the first.
+    """
+    shift, permute = (clone.clone_table(np.ones(V), 3, cloned, permuted=permuted)
+                      for permuted in (False, True))
+    to = np.arange(3 * V)
+    unused = [np.setdiff1d(to, table) for table in (shift, permute)]
+    to[unused[0]] = unused[1]
+    to[shift] = permute
+    return shift, permute, to
+
+
+def test_permuted_clones_are_shifted_ones_in_another_order():
+    shift, permute, _ = both_tables(100)
+    for row, ordered in zip(permute, shift):
+        assert (np.sort(row) == ordered).all()
+    assert len(np.unique(permute)) == 300  # no token in common
+    assert (permute[0] == shift[0]).all()
+    # each of the others in an order of its own, drawn by the seed
+    orders = [tuple(permute[1] - 100), tuple(permute[2] - 200), tuple(range(100))]
+    orders.append(tuple(clone.clone_table(np.ones(100), 3, seed=1, permuted=True)[1] - 100))
+    assert len(set(orders)) == 4
+    assert (clone.clone_table(np.ones(100), 2, permuted=True) == permute[:2]).all()
+
+    # the same tokens are anchor points
+    shift, permute, _ = both_tables(100, cloned=0.8)
+    np.testing.assert_array_equal(permute == permute[0], shift == shift[0])
+    assert (permute[0] == permute[1]).sum() == 20
+
+    table = clone.clone_table(np.ones(5), 3, cloned=0.8, seed=ANCHOR_1, permuted=True)
+    assert table[1:].tolist() == [[7, 1, 6, 9, 5], [11, 1, 13, 14, 12]]  # of the docstring
+
+
+@pytest.mark.parametrize("cloned", [1.0, 0.5])
+def test_the_way_back_from_an_id(cloned):
+    for table in both_tables(50, cloned)[:2]:
+        lang, token = clone.look_up(table)
+        for l, row in enumerate(table):
+            assert (token[row] == np.arange(50)).all()
+            anchors = row == table[0]
+            assert (lang[row] == np.where(anchors, 0, l)).all()
+    lang, token = clone.look_up(both_tables(50, cloned)[0])  # of a shift: all ids, used or not
+    assert (lang * 50 + token == np.arange(150)).all()
+
+
+def test_a_text_is_spelt_in_every_permuted_language():
+    encoders = [SimpleNamespace(decode_single_token_bytes=lambda i: bytes([i]))] * 3
+    said = np.frombuffer(b"the cat sat on the mat", "u1")
+    for cloned in (1.0, 0.5):
+        table = both_tables(257, cloned)[1]
+        for row in table:
+            assert clone.spell(row[said], encoders, table) == "the cat sat on the mat"
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("cloned", [1.0, 0.8])
+def test_nothing_depends_on_the_order_of_the_ids(arch, heads, cloned):
+    """Where the rows are permuted along, losses and gradients are the same.
+
+    They are equal to the last digit of fp32, not to the last bit: the terms of a softmax are summed
+    in the order of the ids, and each order rounds in its own way.
+    """
+    masked, context = arch == "encoder", 16
+    shift, permute, to = both_tables(60 + masked, cloned)
+    torch.manual_seed(0)
+    config = dict(vocab_size=shift.size, context=context, n_layer=2, n_head=2, d_head=8, d_model=24,
+                  tied=False, embedding_std=0.3, bias=True, embedding_scale=True, arch=arch,
+                  heads=heads)
+    one, other = (GPT(config, table=table) for table in (shift, permute))
+    other.load_state_dict(one.state_dict())
+    with torch.no_grad():
+        other.embedding[to], other.unembedding[to] = one.embedding, one.unembedding
+
+    text = np.random.default_rng(0).integers(0, 60, 3000)
+    batches = [clone.make_batches([text] * 3, table, np.array([[0.5, 0.3, 0.2]]), context, 32,
+                                  steps=4, seed=0, masked=masked) for table in (shift, permute)]
+    for step in range(4):
+        ids, permuted = (batch(step) for batch in batches)
+        assert (permuted[0] == to[ids[0]]).all()
+        if masked:  # what is shown, and where
+            assert (permuted[2] == to[ids[2]]).all() and (permuted[3] == ids[3]).all()
+        losses, same = (model(*map(torch.from_numpy, arrays))
+                        for model, arrays in ((one, ids), (other, permuted)))
+        torch.testing.assert_close(same, losses, rtol=3e-7, atol=0)
+        losses.sum().backward()
+        same.sum().backward()
+    for (name, a), b in zip(one.named_parameters(), other.parameters()):
+        back = b.grad[to] if "embedding" in name else b.grad
+        torch.testing.assert_close(back, a.grad, rtol=1e-4, atol=1e-4)
+    # the rows have to be permuted along: without that it is another model
+    other.load_state_dict(one.state_dict())
+    wrong = other(*map(torch.from_numpy, permuted))
+    assert (wrong[permuted[1] > 0] - same[permuted[1] > 0]).abs().min() > 1e-3
+
+
+# ------------------------------------------------------------------------------------------------
 # The command
+
+@pytest.mark.parametrize("cloned", ["1", "0.5"])
+def test_the_page_that_shows_permuted_clones(prepared, monkeypatch, capsys, cloned):
+    monkeypatch.chdir(prepared)
+    options = ["--corpus=books", "--vocab_size=300", "--ratio=0.9", f"--cloned={cloned}"]
+    pages = []
+    for kind in ("shift", "permute"):
+        monkeypatch.setattr("sys.argv", ["clone.py", *options, f"--clone={kind}"])
+        clone.main()
+        pages.append(capsys.readouterr().out)
+    assert pages[1].count("decoded: The main language helps the other one.") == 2
+    assert "--clone=permute" in pages[1]  # in the next command
+    # other ids, and the same check of the batches
+    ids, checks = ([page.partition("the first 200")[i] for page in pages] for i in (0, 2))
+    assert ids[0] != ids[1]
+    assert checks[0].split("next:")[0] == checks[1].split("next:")[0]
+
 
 def test_the_page_that_shows_cloning(prepared, monkeypatch, capsys):
     monkeypatch.chdir(prepared)

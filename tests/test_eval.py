@@ -1,17 +1,20 @@
 import importlib
 import json
 import math
+import re
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import REAL, TINY, fails, train_here, write_corpus
+from conftest import REAL, TINY, fails, listing, train_here, write_corpus
 
 import clone
 import data
 import runs
+from lib.bpe import EOT
 from lib.cli import BadInput
 from model import GPT
 from paper import numbers
@@ -689,8 +692,148 @@ def test_sampling_from_a_run(work, monkeypatch, capsys):
     assert len(out.partition("EN2 (")[2].split()) > 20
 
 
+# ------------------------------------------------------------------------------------------------
+# A run that was carried away, and a text and a prompt of one's own
+
+def call(monkeypatch, capsys, *options):
+    """What eval.py prints."""
+    monkeypatch.setattr("sys.argv", ["eval.py", *map(str, options)])
+    eval_.main()
+    return capsys.readouterr().out
+
+
+KINDS = {
+    "permuted": ["--corpus=eng=books", "--clone=permute", "--cloned=0.7", "--languages=4"],
+    "both halves": ["--corpus=books", "--arch=encoder-decoder", "--heads=per-language"],
+    "real": [*REAL, "--vocabulary=anchored"],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_that_is_carried_away_writes_the_same(tmp_path, monkeypatch, capsys, kind):
+    here, there = tmp_path / "here", tmp_path / "there"
+    write_corpus(here / "books", documents=5)
+    write_corpus(here / "livres", documents=5, seed=7, language=str.upper)
+    train_here(here, *TINY[1:], *KINDS[kind], "--steps=4", "--dtype=float32", "--run=a")
+    monkeypatch.chdir(here)
+    run, = runs.open_runs(["a"], CPU)
+    of_corpus = runs.make_languages(run.config, run.corpora)
+    for key in ("table", "counts", "prompts"):
+        np.testing.assert_array_equal(getattr(run.languages, key), getattr(of_corpus, key))
+    # as an old run, which has but its corpus
+    kept = listing(here / "runs/a")
+    shutil.copytree("runs/a", "runs/old")
+    for path in (here / "runs/old").glob("*.*"):
+        if path.suffix in (".npz", ".tiktoken"):
+            path.unlink()
+    assert len(listing(here / "runs/old")) == len(kept) - (3 if kind == "real" else 2)
+    written = [call(monkeypatch, capsys, name, *options) for name in ("old", "a")
+               for options in (["--sample"], ["--sample", "--prompt=The old cat"])]
+    assert written[:2] == written[2:]
+
+    shutil.move("runs/a", there / "b")
+    shutil.rmtree(here)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert written[2] == call(monkeypatch, capsys, there / "b", "--sample")
+    assert written[3] == call(monkeypatch, capsys, there / "b", "--sample", "--prompt=The old cat")
+    assert not listing(tmp_path / "empty") and listing(there / "b") == kept
+
+    # what it was tested on is gone
+    error = fails(eval_.main, [str(there / "b")], monkeypatch, capsys)
+    assert "is neither a file nor one of docs" in error
+
+
+def test_a_prompt_is_continued_in_each_language(work, monkeypatch, capsys):
+    monkeypatch.chdir(work)
+    out = call(monkeypatch, capsys, "both", "--sample", "--prompt=The red fish")
+    assert out.count("prompt: 'The red fish'") == 2
+
+    run, = runs.open_runs(["both"], CPU, sampling=True)
+    assert run.corpora is None
+    prompts = eval_.encode_prompt(run, "The red fish")
+    written = eval_.go_on(run, prompts, 60)
+    prompt = np.array(run.encoders[0].encode("The red fish"))
+    words = out.split()
+    for row, (text, own) in zip(run.table, written):
+        ids = run.model.sample(torch.from_numpy(row[prompt]), 60)[len(prompt):].numpy()  # seed 0
+        assert text == clone.spell(ids, run.encoders, run.table)
+        assert own == np.isin(ids, row).mean()
+        assert set(text.split()[:5]) <= set(words)
+    assert written[0] != written[1]
+    assert "the model sees" not in out
+    out = call(monkeypatch, capsys, "both", "--sample", "--prompt=" + "The red fish " * 9)
+    assert re.search(r"the prompt has \d\d tokens of EN2, of which the model sees the last 16", out)
+
+
+def write_split(work, name, folder):
+    """Write the documents of a run's test split to a folder, in their order."""
+    run, = runs.open_runs([name], CPU)
+    text = run.encoders[0].decode(run.texts("test")[0].tolist())
+    folder.mkdir(exist_ok=True)
+    for i, document in enumerate(text.split(EOT)[:-1]):
+        (folder / f"{i:03}.txt").write_text(document)
+    return run
+
+
+def test_the_text_of_the_test_split_has_the_numbers_of_the_test_split(work, monkeypatch, capsys):
+    monkeypatch.chdir(work)
+    names = ["both", "mono30", "mono60", "mono120", "mono240"]
+    out = call(monkeypatch, capsys, *names)
+    before = (work / "runs/both/eval.json").read_bytes()
+    run = write_split(work, "both", work / "my text")
+    (work / "my text/picture.png").write_bytes(b"")
+
+    monkeypatch.setattr(runs, "open_corpora", None)  # no corpus is asked for
+    of_text = call(monkeypatch, capsys, *names, "--text=my text")
+    n, documents = len(run.texts("test")[0]), len(list((work / "my text").glob("*.txt")))
+    said = (f"my text: {documents} documents, {n:,} tokens, in place of the test split; "
+            "passed over: 1 .png\n")
+    assert of_text.count(said) == 5
+    assert of_text.replace(said, "").split("eval")[0] == out.split("eval")[0]  # the tables
+    assert "eval-my_text.json is in each run's folder" in of_text
+
+    result = json.loads((work / "runs/both/eval-my_text.json").read_text())
+    assert result.pop("text") == "my text"
+    assert result == json.loads(before)
+    assert (work / "runs/both/eval.json").read_bytes() == before
+
+    # another text has other numbers, and those of the test split stay what they are
+    (work / "my text/000.txt").write_text("An umbrella of eleven iguanas. " * 99)
+    call(monkeypatch, capsys, "both", "--text=my text")
+    again = json.loads((work / "runs/both/eval-my_text.json").read_text())
+    assert again["languages"][0]["loss"] > result["languages"][0]["loss"] + 0.01
+    assert (work / "runs/both/eval.json").read_bytes() == before
+
+
 @pytest.mark.parametrize("options, expected", [
-    (["runs/nowhere"], "is no run with a config.json; there are: both"),
+    (["both", "--text=few.txt"], "the test text of EN1 has 6 tokens, fewer than 1 window of runs/"),
+    (["both", "--text=nowhere"], "'nowhere' is neither a file nor one of docs"),
+    (["both", "--text="], "corpus '' has an empty part"),
+    (["both", "--text=empty.txt"], "the text empty.txt is empty"),
+    (["real", "--text=few.txt"], "--text=few.txt is one text, and the languages of runs/real are"),
+    (["both", "--text=few.txt", "--sample"], "--sample goes on from a --prompt: leave --text out"),
+    (["both", "--prompt=few"], "--prompt goes with --sample"),
+    (["both", "--sample", "--prompt="], "--prompt is empty"),
+    (["encoder", "--sample", "--prompt=few"], "is an encoder, which fills in masked tokens"),
+    (["halves", "--sample", "--prompt=a"], "--prompt=a is one token of EN1, and runs/halves is an"),
+])
+def test_a_text_or_a_prompt_that_cannot_be_used(work, options, expected, monkeypatch, capsys):
+    tiny = [*TINY[1:], "--steps=1"]
+    if not (work / "runs/real").exists():
+        train_here(work, *tiny, "--corpus=eng=books", "--corpus=fra=others", "--run=real")
+        for name, arch in (("encoder", "encoder"), ("halves", "encoder-decoder")):
+            train_here(work, *tiny, "--corpus=books", f"--arch={arch}", f"--run={name}")
+    monkeypatch.chdir(work)
+    (work / "few.txt").write_text("zZzZz")
+    (work / "empty.txt").write_text("")
+    before = listing(work / "runs")
+    assert expected in fails(eval_.main, options, monkeypatch, capsys)
+    assert listing(work / "runs") == before
+
+
+@pytest.mark.parametrize("options, expected", [
+    (["runs/nowhere"], "is no run with a config.json; there are: "),
     ([], "required"),
     (["runs/both", "runs/other"], "is of another corpus (others) than runs/both (books)"),
     (["runs/both", "--last_n=99"], "expected 1 to 16"),

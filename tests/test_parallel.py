@@ -309,6 +309,7 @@ def test_a_second_corpus_that_is_the_first_is_one_language(here):
     (["--corpus=eng=books", "--corpus=fra=books"], "--corpus=books is given twice"),
     ([*REAL, "--languages=3"], "--languages=3, but there are 2 --corpus"),
     ([*REAL, "--cloned=0.5"], "--cloned=0.5 is of clones"),
+    ([*REAL, "--clone=permute"], "--clone=permute is of clones"),
     ([*REAL, "--ratio=0.5,0.3,0.2"], "3 shares for --languages=2"),
     (["--corpus=books", "--vocabulary=anchored"], "--vocabulary=anchored is of real languages"),
     (["--corpus=eng=books", "--corpus=eng=livres"], "two languages would be called eng"),

@@ -1,5 +1,7 @@
+import importlib
 import math
 import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -303,6 +305,86 @@ def test_the_command_that_made_a_run_goes_on_with_it(made, monkeypatch):
     assert config.dtype == "float32" and config.corpus == "books"
     with pytest.raises(BadInput, match="another configuration: dtype=float32"):
         runs.old_folder("made", {"dtype": "bfloat16"})
+
+
+def kept_apart(made, tmp_path, monkeypatch):
+    """A copy of the run, where there is no corpus: its folder."""
+    shutil.copytree(made[1], tmp_path / "copy")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "copy"
+
+
+def test_a_run_tells_its_languages_without_its_corpus(made, tmp_path, monkeypatch):
+    run = open_made(made, monkeypatch)
+    train, test = run.texts("train")[0], run.texts("test")[0]
+    folder = kept_apart(made, tmp_path, monkeypatch)
+    kept = runs.read_languages(folder, run.config)
+    assert kept.encoders[0] is kept.encoders[1]
+    assert kept.encoders[0]._mergeable_ranks == run.encoders[0]._mergeable_ranks
+    for key in ("table", "counts", "prompts"):
+        np.testing.assert_array_equal(getattr(kept, key), getattr(run.languages, key))
+    assert (kept.counts == np.bincount(train, minlength=300)).all()
+    assert (kept.prompts == test[:32]).all()
+    again, = runs.open_runs([str(folder)], "cpu", sampling=True)
+    assert again.corpora is None
+
+
+def test_a_run_that_was_made_before_is_made_whole_when_it_goes_on(made, tmp_path, monkeypatch):
+    shutil.copytree(made[1], tmp_path / "runs/made")
+    shutil.copytree(made[0] / "data", tmp_path / "data")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "runs/made").iterdir()}
+    for name in ("tokenizer.tiktoken", "languages.npz"):
+        (tmp_path / "runs/made" / name).unlink()
+    monkeypatch.chdir(tmp_path)
+    assert runs.read_languages(Path("runs/made"), runs.read_config(Path("runs/made"))) is None
+    run, = runs.open_runs(["made"], "cpu", sampling=True)  # from the corpus, as ever
+    assert run.corpora[0]["files"] == run.config.data_sha256
+    train_here(tmp_path, "--run=made", "--resume")
+    for name in ("tokenizer.tiktoken", "languages.npz"):
+        assert (tmp_path / "runs/made" / name).read_bytes() == files[name]
+
+
+def change(content):
+    """Other bytes, one of which is another."""
+    return content[:100] + bytes([content[100] ^ 1]) + content[101:]
+
+
+@pytest.mark.parametrize("name", ["tokenizer.tiktoken", "languages.npz"])
+@pytest.mark.parametrize("damage", [change, lambda content: content[:200], lambda content: b""])
+def test_a_damaged_file_of_a_run_is_one_line(made, tmp_path, monkeypatch, capsys, name, damage):
+    folder = kept_apart(made, tmp_path, monkeypatch)
+    (folder / name).write_bytes(damage((folder / name).read_bytes()))
+    before = listing(tmp_path)
+    error = fails(importlib.import_module("eval").main, [str(folder), "--sample"], monkeypatch,
+                  capsys)
+    assert f"{name} is missing, damaged or of another run: copy the folder again" in error
+    assert listing(tmp_path) == before
+
+
+def test_files_of_a_run_that_are_missing_or_of_another_one(made, tmp_path, monkeypatch):
+    folder = kept_apart(made, tmp_path, monkeypatch)
+    config = runs.read_config(folder)
+    whole = dict(np.load(folder / "languages.npz"))
+    config.languages = 3
+    with pytest.raises(BadInput, match="languages.npz is missing, damaged or of another run"):
+        runs.read_languages(folder, config)
+    config.languages = 2
+    # nothing in it is run
+    np.savez(folder / "languages.npz", **whole | {"table": np.array([print], dtype=object)})
+    with pytest.raises(BadInput, match="languages.npz is missing, damaged or of another run"):
+        runs.read_languages(folder, config)
+    np.savez(folder / "languages.npz", **whole)
+    assert runs.read_languages(folder, config)
+    (folder / "tokenizer.tiktoken").unlink()
+    with pytest.raises(BadInput, match="tokenizer.tiktoken is missing, damaged or of another run"):
+        runs.read_languages(folder, config)
+
+
+def test_results_of_another_text_have_another_name():
+    assert runs.result_name("eval") == "eval"
+    assert runs.result_name("eval", "my novels/a b.txt") == "eval-a_b"
+    assert runs.result_name("align", "a.txt,docs") == "align-a_docs"
+    assert runs.result_name("align", ".") == "align-text"
 
 
 def test_files_among_the_folders_of_runs_are_passed_over(made, monkeypatch):

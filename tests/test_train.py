@@ -6,6 +6,7 @@ import resource
 import shutil
 import signal
 import time
+from ast import literal_eval
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -75,6 +76,21 @@ def test_a_run_learns_and_says_what_it_learned(trained):
     for word in (f"{math.exp(last[2]):,.2f}", "EN3", "tokens/s", "Next:", "--languages=3"):
         assert word in out
     assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_ends_with_what_it_writes(trained, monkeypatch):
+    """A line a language: what the model makes of the start of the validation text."""
+    work, folder, out = trained
+    monkeypatch.chdir(work)
+    run, = runs.open_runs(["three"], "cpu")
+    enc, prompt = run.encoders[0], np.array(run.texts("val")[0][:32])
+    lines = out.partition("what it writes after the start of the validation text:\n")[2]
+    for line, name, row in zip(lines.split("\n"), run.names, run.table):
+        ids = run.model.sample(torch.from_numpy(row[prompt]), 30)[32:].numpy()
+        before, written = line.removeprefix(name).strip().split(" -> ")
+        assert literal_eval(before) == enc.decode(prompt.tolist())[-40:]
+        assert literal_eval(written.strip()) == clone.spell(ids, run.encoders, run.table)
+    assert "what it writes" not in train_here(work, *TINY, "--arch=encoder", "--steps=2")
 
 
 def test_shares_are_those_asked_for(trained):
@@ -603,6 +619,7 @@ BAD_LANGUAGES = [
     ("--schedule=0.9,2", "between 0 and 1"),
     ("--schedule=0.9,0.1 --ratio=0.5", "leave --ratio out"),
     ("--cloned=1.5", "no fraction"),
+    ("--clone=rotate", "invalid choice: 'rotate'"),
 ]
 
 BAD_SETTINGS = [
@@ -638,6 +655,7 @@ BAD_RUNS = [
     ("--run=none --resume", "is no run with a config.json"),
     ("--resume", "--resume goes with --run=NAME"),
     ("--run=three --resume --lr=0.5", "another configuration: lr=0.01"),
+    ("--run=three --resume --clone=permute", "another configuration: clone=shift"),
     ("--run=truncated --resume", "not a whole checkpoint"),
     ("--run=foreign --resume", "not a whole checkpoint"),
     ("--run=garbage --resume", "not a whole checkpoint"),
