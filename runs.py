@@ -60,7 +60,7 @@ class Run:
     corpora: list
     languages: Languages
     model: GPT
-    test: np.ndarray = None  # a text to be looked at in place of the test split: see read_text
+    test: np.ndarray = None  # a text to be looked at in place of the test split: open_runs
 
     # how far it is
     step: int = 0  # steps done
@@ -331,9 +331,10 @@ def make_table(config, corpora):
 
 def make_languages(config, corpora):
     """The Languages of a config, from its corpora."""
-    encoders = [encoder(corpus) for corpus in corpora[:1 if are_clones(config) else None]]
     if are_clones(config):  # one and the same
-        encoders = encoders * config.languages
+        encoders = [encoder(corpora[0])] * config.languages
+    else:
+        encoders = [encoder(corpus) for corpus in corpora]
     table = make_table(config, corpora)
 
     counts, train = {}, clone.open_texts(corpora, "train")

@@ -1,4 +1,6 @@
+import importlib
 import json
+import math
 import shutil
 
 import numpy as np
@@ -749,6 +751,47 @@ def test_a_run_is_measured_on_its_test_text_by_its_own_model(work, monkeypatch):
         worths = [patching.worths(run.model, few, row) for row in rows]
         assert measured["ablation"] == patching.compare_worths(*worths)
     assert result["pairs"]["EN1-EN2"]["layers"] != result["pairs"]["EN1-EN3"]["layers"]
+
+
+def close_to(value, expected):
+    """Whether two results agree, number by number: to rounding, since sums have another order."""
+    if isinstance(expected, dict):
+        assert value.keys() == expected.keys()
+        value, expected = list(value.values()), list(expected.values())
+    if isinstance(expected, (list, tuple)):
+        return all(close_to(*pair) for pair in zip(value, expected, strict=True))
+    if isinstance(expected, (float, np.floating)):
+        return math.isclose(value, expected, rel_tol=1e-3, abs_tol=1e-4)
+    return value == expected
+
+
+def test_permuted_clones_with_their_rows_permuted_along_have_the_same_measures():
+    model, permuted = planted("stranger"), planted("stranger")
+    table = clone.clone_table(np.ones(V), 2, permuted=True)
+    with torch.no_grad():
+        for name in ("embedding", "unembedding"):
+            getattr(permuted, name)[table] = getattr(model, name)[TABLE]
+    frequency = np.arange(V) + 1
+    eval_ = importlib.import_module("eval")
+
+    def measured(model, rows):
+        gradients = align.gradient_similarity(model, TEXT[:20], *rows)
+        for tensor in [name for name in gradients if name.endswith("k_bias")]:
+            del gradients[tensor]  # rounding noise: see block_mean
+        return {
+            "layers": align.layer_similarity(model, TEXT[:, :-1], *rows),
+            "gradients": gradients,
+            "embeddings": align.embedding_similarity(model, *rows, frequency),
+            "interchange": patching.interchange(model, TEXT, *rows),
+            "ablation": patching.compare_worths(
+                *(patching.worths(model, TEXT[:20], row) for row in rows)),
+            "code_switch": eval_.code_switch(model, TEXT.flatten(), rows, 0, 1, T),
+            "loss": list(eval_.score(model, TEXT.flatten(), rows[1], T, 8)[T:]),
+        }
+
+    expected = measured(model, TABLE)
+    assert close_to(measured(permuted, table), expected)
+    assert not close_to(measured(model, table), expected)  # not permuted along
 
 
 def test_a_text_of_ones_own(work, monkeypatch, capsys):

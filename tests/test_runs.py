@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import TINY, fails, history, listing, train_here, write_corpus
 
+import clone
 import data
 import runs
 import train
@@ -259,6 +260,10 @@ def test_a_run_whose_corpus_has_changed_does_not_go_on(here, monkeypatch, capsys
 def test_the_languages_of_a_run_are_those_of_its_config(made, monkeypatch):
     run = open_made(made, monkeypatch)
     assert (run.table[1] - run.table[0] == 300).all()  # no token in common
+    run.config.clone = "permute"
+    permuted = clone.clone_table(np.ones(300), 2, permuted=True)
+    assert (runs.make_table(run.config, run.corpora) == permuted).all()
+    run.config.clone = "shift"
 
     # half of those that occur in the training text, by a seed of its own
     run.config.cloned = 0.5
