@@ -49,6 +49,27 @@ def lines(n, seed=0):
     return "".join(" ".join(rng.choices(words, k=8)) + ".\n" for _ in range(n))
 
 
+def test_of_a_text_of_ones_own_nothing_is_dropped_or_cut(here, capsys):
+    """Two of a kind, blanks and a text that is much longer than the others stay what they are."""
+    documents = [lines(20), lines(20), " \n ", lines(900, seed=1), "<|endoftext|> is text"]
+    (here / "own").mkdir()
+    for i, text in enumerate(documents):
+        (here / f"own/{i}.txt").write_text(text)
+    (here / "own/picture.png").write_bytes(b"")
+    ranks = {bytes([i]): i for i in range(256)}
+    bpe.save_ranks(here / "bytes", ranks)
+    enc = bpe.read_encoder(here / "bytes")
+    ids = data.read_tokens("own", enc)
+    expected = []
+    for text in documents:
+        expected += [*text.encode(), 256]
+    assert ids.tolist() == expected
+    assert "own: 5 documents" in capsys.readouterr().out
+    assert data.read_tokens("own/0.txt,own", enc).tolist() == [*lines(20).encode(), 256, *expected]
+    said = capsys.readouterr().out
+    assert "own/0.txt,own: 6 documents" in said and "passed over: 1 .png" in said
+
+
 # ------------------------------------------------------------------------------------------------
 # Splits
 
@@ -192,7 +213,7 @@ def test_a_text_that_a_tokenizer_cannot_take_is_refused_in_one_line(here):
     with open("spool", "w+b") as spool:
         spool.write(b" " * 1_100_000 + b"x")
         part = [data.Document("blanks", 0, spool.tell())]
-        with pytest.raises(BadInput, match="theirs cannot encode one of blanks .*--tokenizer=bpe"):
+        with pytest.raises(BadInput, match="theirs cannot encode blanks.* .*--tokenizer=bpe"):
             data.encode(spool, part, theirs, data.np.dtype("uint16"), "train.bin")
 
 
