@@ -515,6 +515,47 @@ def word2vec(path, found):
         legend(fig, ncols=3)
 
 
+def transfer(path, tasks):
+    """Does a task that was learned in EN1 carry over? By mix, and by how alike the two are.
+
+    tasks {name: numbers}, a row of two panels each, where numbers is
+        {"measure": "accuracy" or "F1"; "languages": ["EN1", "EN2"];
+         "mixes": {mix: [probe EN1, probe EN2, fine-tuned EN1, fine-tuned EN2], seeds each};
+         "chance", "tokens": [a number for each run], without a model;
+         "paper": {mix: (EN1, EN2)}; "alike": [(centred cosine, mix, EN2 fine-tuned)]}.
+    """
+    with figure(path, len(tasks), 2, (11, 4.2 * len(tasks))) as (fig, axes):
+        for (by_mix, by_cosine), (name, numbers) in zip(axes, tasks.items()):
+            mixes, measure = list(numbers["mixes"]), numbers["measure"]
+            scores = list(zip(*numbers["mixes"].values()))  # [4, mixes] seeds
+            x = range(len(mixes))
+            for i, (way, marker, line) in enumerate((("probe", "s", ":"), ("fine-tuned", "o", "-"))):
+                for j, (colour, language) in enumerate(zip(COLOURS, numbers["languages"])):
+                    points(by_mix, x, scores[2 * i + j], marker, line, color=colour,
+                           label=f"{language}, {way}")
+            for j, (colour, language) in enumerate(zip(COLOURS, numbers["languages"])):
+                theirs = [(mixes.index(mix), pair[j]) for mix, pair in numbers["paper"].items()
+                          if mix in mixes]
+                if theirs:
+                    by_mix.plot(*zip(*theirs), "D", mfc="none", ms=8, color=colour,
+                                label=f"{language} in the paper: GLUE")
+            for key, words, style in (("chance", "chance", ":"), ("tokens", "tokens alone", "--")):
+                by_mix.axhline(np.mean(numbers[key]), color="0.6", lw=1, ls=style, label=words)
+            by_mix.set_xticks(x, [mix.replace("ratio", "") for mix in mixes], fontsize=9)
+            tidy(by_mix, xlabel="share of EN1", ylabel=f"{measure}, learned in EN1 alone",
+                 title=f"{name}: by mix")
+
+            second = numbers["languages"][1]
+            for mix, colour in zip(mixes, COLOURS[2:] + COLOURS[:2]):
+                draws = [(cosine, score) for cosine, of, score in numbers["alike"] if of == mix]
+                if draws:
+                    by_cosine.plot(*zip(*draws), "^", color=colour, alpha=0.8,
+                                   label=f"a run of {mix.replace('ratio', '')}")
+            tidy(by_cosine, xlabel="centred cosine, middle layer",
+                 ylabel=f"{measure} in {second}, fine-tuned", title=f"{name}: by alignment")
+        legend(fig, ncols=3)
+
+
 def alignment_of_vocabularies(path, measures, runs):
     """How alike real languages are represented, layer by layer: a panel a measure.
 
