@@ -529,7 +529,8 @@ def transfer(path, tasks):
             mixes, measure = list(numbers["mixes"]), numbers["measure"]
             scores = list(zip(*numbers["mixes"].values()))  # [4, mixes] seeds
             x = range(len(mixes))
-            for i, (way, marker, line) in enumerate((("probe", "s", ":"), ("fine-tuned", "o", "-"))):
+            ways = ("probe", "s", ":"), ("fine-tuned", "o", "-")
+            for i, (way, marker, line) in enumerate(ways):
                 for j, (colour, language) in enumerate(zip(COLOURS, numbers["languages"])):
                     points(by_mix, x, scores[2 * i + j], marker, line, color=colour,
                            label=f"{language}, {way}")

@@ -167,9 +167,9 @@ def source_task(run, seed):
             if all(len(part) >= least for part, least in zip(parts, fewest)):
                 pools[name] = parts
     if len(pools) < LEAST:
-        raise BadInput(f"--task=source: {plural(len(pools), 'package or author')} of "
-                       f"{run.folder} with documents in the training text and held out, expected "
-                       f"{LEAST} or more: try --task=marks")
+        raise BadInput(f"--task=source: {run.folder} has {len(pools)} packages or authors with "
+                       f"documents both in the training text and held out, expected {LEAST} or "
+                       "more: try --task=marks")
     classes = sorted(sorted(pools, key=lambda name: -len(pools[name][2]))[:MOST])
 
     # balanced: every class has as many passages as the poorest one
