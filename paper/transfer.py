@@ -8,6 +8,7 @@ A model is given a new task in EN1 alone: with its learning rate, its stopping p
 chosen in EN1. Then it does the same task in EN2, in which it was never shown what to do. Tasks:
 
     source   which package, or which author, is this passage of one context from? Of the last state
+             (while it learns, of each in the second half)
     marks    is this token code or prose (docs), speech or narration (novels)? Of every state. The
              text's own marks say which, >>> and quotation marks, and are taken out of what is read
     a path   lines of a text, a tab and a label; or a word and its label a line, with a blank line
@@ -46,7 +47,7 @@ from paper import numbers
 
 BUILT_IN = ("source", "marks")
 # source: passages of each class; marks: windows; each for training, validation and test
-PASSAGES, WINDOWS = (100, 50, 100), (400, 100, 300)
+PASSAGES, WINDOWS = (150, 50, 100), (400, 100, 300)
 MOST, LEAST = 8, 4  # classes of source
 FEWEST = 20  # passages of training, and of test, below which there is no task, or no class
 MIXED = (0.1, 0.9)  # windows of marks have such a share of tokens that are code, or speech
@@ -61,8 +62,9 @@ class Examples(NamedTuple):
     """Passages, as tokenised, and what is to be said of their tokens.
 
     ids, labels [n, T] int64: the label of a token is the number of its class, or NO_LABEL where
-    nothing is asked. Where a passage has one label it is at its last token: what comes after is
-    padding. With T = 5, two passages of classes 1 and 0, the second one of three tokens:
+    nothing is asked. Where a passage has one label it is at its last token (in training text at
+    others too: spread), and what comes after is padding. With T = 5, two passages of classes 1 and
+    0, the second one of three tokens:
 
         ids     7  3  9  2  4      labels  -1 -1 -1 -1  1
                 8  3  6 99 99              -1 -1  0 -1 -1
@@ -117,6 +119,19 @@ def at_the_end(ids, labels):
     of_tokens = np.full(ids.shape, NO_LABEL)
     of_tokens[:, -1] = labels
     return Examples(ids, of_tokens)
+
+
+def spread(examples):
+    """The same passages, with the label at each token of their second half, not at the last alone.
+
+    For learning: the answer is the same all along a passage, and so a few hundred passages teach
+    what would take thousands if only their last tokens counted. What is scored is the last token.
+    """
+    labels = examples.labels.copy()
+    for row in labels:
+        last = (row != NO_LABEL).argmax()
+        row[(last + 1) // 2:last] = row[last]
+    return Examples(examples.ids, labels)
 
 
 def hold_out(found, rng, enough):
@@ -179,7 +194,7 @@ def source_task(run, seed):
         ids = np.concatenate([draw(rng, pools[name][i], n) for name in classes])
         parts.append(at_the_end(ids, np.repeat(np.arange(len(classes)), n)))
     train, validation, test = parts
-    return Task(classes, True, train, validation, [test] * len(run.table))
+    return Task(classes, True, spread(train), validation, [test] * len(run.table))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -380,6 +395,8 @@ def file_task(run, path, seed):
     tenth = len(entries) // 10
     test, validation, train = (Examples(ids[part], labels[part]) for part in
                                (order[:tenth], order[tenth:2 * tenth], order[2 * tenth:]))
+    if whole:
+        train = spread(train)
     example = "example" if n_cut == 1 else "examples"
     note = f"{n_cut} of {len(entries)} {example} cut to {T} tokens" if n_cut else ""
     return Task(classes, whole, train, validation, [test] * len(run.table), note)
@@ -439,11 +456,12 @@ def from_tokens(task, V, device):
         """log(1 + how often a passage has each token) [n, V], of what is no padding."""
         counts = np.zeros((len(examples.ids), V), dtype=np.float32)
         for row, ids, labels in zip(counts, examples.ids, examples.labels):
-            last = (labels != NO_LABEL).argmax()
+            last = np.flatnonzero(labels != NO_LABEL)[-1]
             np.add.at(row, ids[:last + 1], 1)
         return torch.from_numpy(np.log1p(counts)).to(device)
 
-    classify, _ = choose_logistic(task, bag(task.train), bag(task.validation))
+    y = task.train.labels.max(1)  # one a passage
+    classify, _ = choose_logistic(task, bag(task.train), y, bag(task.validation))
     return score(task, classify(bag(task.test[0])), asked(task.test[0]))
 
 
@@ -469,11 +487,11 @@ def logistic_regression(x, y, n_classes, l2):
     return weight.detach(), bias.detach()
 
 
-def choose_logistic(task, train, validation):
+def choose_logistic(task, train, labels, validation):
     """The regression whose L2 is best on validation text: (a function from features [n, F] to
-    classes [n], its L2). train, validation [n, F]: features.
+    classes [n], its L2). train, validation [n, F]: features; labels [n]: those of train.
     """
-    y = torch.from_numpy(asked(task.train)).to(train.device)
+    y = torch.from_numpy(labels).to(train.device)
     best = -1
     for l2 in L2:
         weight, bias = logistic_regression(train, y, len(task.classes), l2)
@@ -516,7 +534,8 @@ def probe(model, task, table):
     train = read(model, task.train, table[0])
     mean, std = train.mean(0), train.std(0) + 1e-5
     validation = read(model, task.validation, table[0])
-    classify, l2 = choose_logistic(task, (train - mean) / std, (validation - mean) / std)
+    classify, l2 = choose_logistic(task, (train - mean) / std, asked(task.train),
+                                   (validation - mean) / std)
     scores = []
     for test, row in zip(task.test, table):
         x = (read(model, test, row) - mean) / std
