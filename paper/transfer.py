@@ -202,7 +202,8 @@ def source_task(run, seed):
 
 # quoted speech; what is not closed ends with its line, which is a paragraph in novels
 SPEECH = re.compile(r'“(.*?)(?:”|$)|«\s?(.*?)(?:\s?»|$)|"(.*?)(?:"|$)')
-QUOTES = re.compile("[“”«»\"]")
+QUOTES = re.compile(r'«\s?|\s?»|[“”"]')
+DASH = re.compile(r"\s*[—–-]")  # how a line begins that is speech, as French has it
 PROMPT = re.compile(r"([ \t]*)(>>>|\.\.\.)(?: |$)")
 
 
@@ -225,10 +226,14 @@ def without_prompts(text):
 
 def without_quotes(text):
     """[(piece of a text, 1 if it is speech)], without quotation marks. Speech: what stands between
-    “ ”, « » or " ".
+    “ ”, « » or " ". Of a line that begins with a dash nothing is asked (NO_LABEL): it is speech,
+    but nothing says where that ends.
     """
     pieces = []
     for line in text.split("\n"):
+        if DASH.match(line):
+            pieces.append((line + "\n", NO_LABEL))
+            continue
         end = 0
         for quote in SPEECH.finditer(line):
             said = next(words for words in quote.groups() if words is not None)
@@ -261,9 +266,9 @@ def mixed_windows(ids, enc, strip, T):
     """
     ids, labels = label_tokens(strip(enc.decode(ids.tolist())), enc)
     windows = np.stack([passages(ids, T), passages(labels, T)], axis=1)
-    if len(windows) == 0 or labels.mean() < MARKED:
+    if len(windows) == 0 or (labels == 1).mean() < MARKED:
         return windows[:0]
-    share = windows[:, 1].mean(1)
+    share = (windows[:, 1] == 1).mean(1)
     return windows[(share >= MIXED[0]) & (share <= MIXED[1])]
 
 

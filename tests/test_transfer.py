@@ -341,6 +341,14 @@ def test_what_stands_between_quotation_marks_is_speech():
     assert not set('“”«»"') & set(whole)
 
 
+def test_of_a_line_with_a_dash_nothing_is_asked():
+    pieces = transfer.without_quotes("« Oui », dit-il.\n— Non, « dit » -elle.\nBien—sûr.")
+    ids, labels = transfer.label_tokens(pieces, encoding())
+    unasked = encoding().decode(ids[labels == transfer.NO_LABEL].tolist())
+    assert unasked == "— Non, dit -elle.\n"
+    assert encoding().decode(ids[labels == 1].tolist()) == "Oui"
+
+
 def test_a_token_with_the_blank_before_it_is_labelled_by_its_word():
     enc = encoding(b"He", b" s", b"ai", b" sai", b" said", b" G", b" Go", b" on", "é".encode())
     ids, labels = transfer.label_tokens(transfer.without_quotes("He said, “Go on.” é"), enc)
