@@ -124,8 +124,8 @@ def at_the_end(ids, labels):
 def spread(examples):
     """The same passages, with the label at each token of their second half, not at the last alone.
 
-    For learning: the answer is the same all along a passage, and so a few hundred passages teach
-    what would take thousands if only their last tokens counted. What is scored is the last token.
+    For learning: the answer is the same all along a passage, and more places are asked at no cost.
+    What is scored is the last token.
     """
     labels = examples.labels.copy()
     for row in labels:
