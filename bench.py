@@ -1,7 +1,9 @@
-"""How fast is a train step here? This model against the plain way, in turns on the same machine.
+"""How fast is a train step here? This model against another way, in turns on the same machine.
 
     python bench.py                                  # about two minutes on 2 CPU cores
     python bench.py --arch=encoder                   # of another architecture
+    python bench.py --vs=../nanoGPT                  # beside a checkout of nanoGPT
+    python bench.py --vs=transformers                # beside Hugging Face's GPT-2
     python bench.py --out=paper/results/bench.json   # and keep the numbers
 
 The plain way, written out in plain_loss, is what one writes first: fp32 throughout, one
@@ -15,7 +17,14 @@ Shown for each model, nano and one half as wide:
     of peak             how much of this machine's own matmul peak the matmuls of a step reach
     batch               the share of a step that making the batch takes
     memory, plain       the peak memory of both ways
+
+With --vs, ours and theirs take turns in the same manner, each as its README runs it and in what
+else may be its best way: compiled, or in bf16. All have models of one shape, but that theirs is
+tied.
 """
+import contextlib
+import importlib.util
+import io
 import math
 import statistics
 import sys
@@ -23,20 +32,43 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 import clone
-from lib.cli import Parser, run_main, write_json
-from model import ARCHITECTURES, GPT, SIZES, faster_dtype, keep_freed_memory
+from lib.cli import BadInput, Parser, run_main, write_json
+from model import (
+    ARCHITECTURES,
+    GPT,
+    SIZES,
+    check_compile,
+    faster_dtype,
+    keep_freed_memory,
+    pick_device,
+)
 
-# Two sizes, for the wider a model is, the more of its time goes into matmuls.
 SHAPES = {
     "nano": SIZES["nano"],
-    "128 wide": SIZES["nano"] | {"d_model": 128, "n_head": 4},
+    # half as wide: the wider a model is, the more of its time goes into matmuls
+    "nano-128": SIZES["nano"] | {"d_model": 128, "n_head": 4},
+    # the others know no attention narrower than the residual stream, as the paper's mini has it
+    "mini": SIZES["mini"] | {"d_head": 64},
+    "small": SIZES["small"],
+    "medium": SIZES["medium"],
 }
+# sequences of a batch, for what has 512 tokens in each: what a step holds fits into memory
+PAPER_BATCH = {"cpu": 4, "cuda": 64}
+
+
+class Way(NamedTuple):
+    """A way to train a model of some shape."""
+    code: str  # "nanoclone", "plain", or whose: "transformers", or where nanoGPT lies
+    dtype: torch.dtype
+    compiled: bool = False
 
 
 # ------------------------------------------------------------------------------------------------
@@ -82,49 +114,92 @@ def plain_states(model, inputs):
 
 
 # ------------------------------------------------------------------------------------------------
+# Theirs
+
+def check_theirs(vs):
+    """Raise BadInput unless --vs names what can be measured here."""
+    if vs == "transformers":
+        if importlib.util.find_spec("transformers") is None:
+            raise BadInput("--vs=transformers: it is not installed; pip install transformers")
+    elif not (Path(vs) / "model.py").is_file():
+        raise BadInput(f"--vs={vs}: expected transformers, or a checkout of nanoGPT with its "
+                       "model.py: git clone https://github.com/karpathy/nanoGPT")
+
+
+def their_ways(vs, device):
+    """{name: Way}: as their README runs it, and what may be its best way here."""
+    name = "transformers" if vs == "transformers" else "nanoGPT"
+    if device.type == "cuda":
+        return {name: Way(vs, torch.bfloat16), f"{name} compiled": Way(vs, torch.bfloat16, True)}
+    return {
+        name: Way(vs, torch.float32),
+        f"{name} compiled": Way(vs, torch.float32, True),
+        f"{name} bf16": Way(vs, torch.bfloat16),
+    }
+
+
+def their_model(code, shape, vocab_size):
+    """(their model of a shape, what makes its optimiser, loss(called, ids [B, T + 1]) -> mean).
+
+    called: the model, or what torch.compile made of it.
+    """
+    if code == "transformers":
+        from transformers import GPT2Config, GPT2LMHeadModel
+        model = GPT2LMHeadModel(GPT2Config(
+            vocab_size=vocab_size, n_positions=shape["context"], n_embd=shape["d_model"],
+            n_layer=shape["n_layer"], n_head=shape["n_head"],
+            resid_pdrop=0, embd_pdrop=0, attn_pdrop=0))
+
+        def loss(called, ids):  # it shifts the labels by itself
+            return called(input_ids=ids[:, :-1], labels=ids[:, :-1]).loss
+        return model, partial(torch.optim.AdamW, fused=True), loss
+
+    # under another name than ours, which is model.py as well
+    spec = importlib.util.spec_from_file_location("nanogpt", Path(code) / "model.py")
+    nanogpt = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(nanogpt)
+    model = nanogpt.GPT(nanogpt.GPTConfig(
+        block_size=shape["context"], vocab_size=vocab_size, n_layer=shape["n_layer"],
+        n_head=shape["n_head"], n_embd=shape["d_model"], dropout=0.0, bias=shape["bias"]))
+
+    def make_optimizer(parameters):  # which are the model's
+        device_type = next(parameters).device.type
+        return model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), device_type)
+
+    def loss(called, ids):
+        return called(ids[:, :-1], ids[:, 1:].contiguous())[1]
+    return model, make_optimizer, loss
+
+
+# ------------------------------------------------------------------------------------------------
 # Measuring
 
-def take_turns(shape, device, dtype, turns, steps):
-    """Measure both ways, A B A B: (what turn() gave for nanoclone each time, and for plain).
+def take_turns(ways, shape, device, turns, steps):
+    """Measure some ways {name: Way}, A B A B: {name: what turn() gave each time}.
 
-    A machine can be busy or hot for a while: in turns, it is so for both ways alike. In a process
+    A machine can be busy or hot for a while: in turns, it is so for all ways alike. In a process
     of its own, no turn finds memory that an earlier one has left behind, and its peak is its own.
     """
-    # way -> one (seconds, seconds, MB) a turn
-    measured = {"nanoclone": [], "plain": []}
+    measured = {name: [] for name in ways}  # one (seconds, seconds, MB) a turn
     for _ in range(turns):
-        for way in measured:
+        for name, way in ways.items():
             with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-                future = pool.submit(turn, way, shape, device, dtype, steps)
-                measured[way].append(future.result())
-    return measured["nanoclone"], measured["plain"]
+                future = pool.submit(turn, way, shape, device, steps)
+                measured[name].append(future.result())
+    return measured
 
 
-def turn(way, shape, device, dtype, steps):
-    """Measure one way, "nanoclone" or "plain": (seconds a train step, seconds a batch, peak MB).
+def turn(way, shape, device, steps):
+    """Measure one way: (seconds a train step, seconds a batch, peak MB).
 
     shape: a dict as in SIZES. There are two languages, so the model has 2 * vocab_size ids.
     """
-    # Both ways start from the same weights.
-    table = make_table(shape)
-    config = shape | {"vocab_size": table.size}
-    torch.manual_seed(0)
-    if way == "nanoclone":
-        keep_freed_memory()
-        model = GPT(config, dtype, table).to(device)
-        loss = model
-    else:
-        model = GPT(config, torch.float32, table).to(device)
-        loss = partial(plain_loss, model)
-
-    # One optimiser and one stream of batches, as in train.py, for both.
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    optimizer, loss = set_up(way, shape, device)
     batch = make_batches(shape, 5 + steps)
 
     def train(first, last):
         for step in range(first, last):
-            ids, lang, *masked = (torch.from_numpy(x).to(device) for x in batch(step))
-            loss(ids, lang, *masked).mean().backward()
+            loss(*(torch.from_numpy(x).to(device) for x in batch(step))).backward()
             optimizer.step()
             optimizer.zero_grad()
 
@@ -137,6 +212,34 @@ def turn(way, shape, device, dtype, steps):
     seconds = timed(partial(train, 5, 5 + steps), device) / steps
     batch_seconds = timed(only_batches, device) / steps
     return seconds, batch_seconds, peak_memory(device)
+
+
+def set_up(way, shape, device):
+    """(the optimiser of a way, its loss(ids, lang, *masked) -> mean loss of a batch)."""
+    table = make_table(shape)
+    torch.manual_seed(0)  # so that ours and the plain way start from the same weights
+    if way.code in ("nanoclone", "plain"):
+        if way.code == "nanoclone":
+            keep_freed_memory()
+        model = GPT(shape | {"vocab_size": table.size}, way.dtype, table).to(device)
+        called = torch.compile(model) if way.compiled else model
+        if way.code == "plain":
+            called = partial(plain_loss, model)
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+        return optimizer, lambda *batch: called(*batch).mean()
+
+    # as they train: in another type than fp32 by autocast, with tf32 where fp32 is left
+    torch.backends.cuda.matmul.allow_tf32 = True
+    with contextlib.redirect_stdout(io.StringIO()):  # theirs say what they are
+        model, make_optimizer, their_loss = their_model(way.code, shape, table.size)
+        model.to(device)
+        optimizer = make_optimizer(model.parameters())
+    called = torch.compile(model) if way.compiled else model
+
+    def loss(ids, lang):
+        with torch.autocast(device.type, way.dtype, enabled=way.dtype != torch.float32):
+            return their_loss(called, ids)
+    return optimizer, loss
 
 
 def make_table(shape):
@@ -193,7 +296,7 @@ def matmul_peak(device, dtype):
     # How large a matmul has to be to run at full speed depends on the machine, so several sizes
     # are tried. The fastest of five is the one that nothing else on the machine has slowed down.
     best = 0
-    for n in (1024, 2048, 4096):
+    for n in (1024, 2048, 4096, 8192) if device.type == "cuda" else (1024, 2048, 4096):
         a = torch.randn(n, n, device=device, dtype=dtype)
         for _ in range(5):
             seconds = timed(partial(torch.matmul, a, a), device)
@@ -265,7 +368,7 @@ def compare(shape, fast, plain, peak):
     }
 
 
-def print_head(result):
+def print_head(result, columns):
     """Say what is measured, and on what, and name the columns."""
     # The machine first: no number means anything without it.
     print(
@@ -274,7 +377,7 @@ def print_head(result):
         f"matmul peak {result['matmul_peak_flops'] / 1e9:,.0f} GFLOP/s; "
         f"{result['turns']} turns of {result['steps']} steps\n"
     )
-    print(COLUMNS)
+    print(columns)
 
 
 def print_row(name, row):
@@ -289,23 +392,68 @@ def print_row(name, row):
     )
 
 
+# The columns with --vs, over the numbers of print_theirs.
+THEIR_COLUMNS = """\
+model     way                       tokens/s   of peak   memory   ours, as many times as fast
+                                                             MB   at its best, over the turns"""
+
+
+def compare_theirs(shape, measured, peak):
+    """The rows of one model, {name: a dict of numbers}, from the turns of all ways.
+
+    times: how many times as fast our best way is as this one; its range is over the turns.
+    """
+    tokens = shape["batch_size"] * shape["context"]
+    step = {name: [seconds for seconds, *_ in turns] for name, turns in measured.items()}
+    ours = min((name for name in step if name.startswith("nanoclone")),
+               key=lambda name: statistics.median(step[name]))
+    rows = {}
+    for name, seconds in step.items():
+        median = statistics.median(seconds)
+        rows[name] = {
+            "tokens_per_s": tokens / median,
+            "of_matmul_peak": matmul_flops(shape) / median / peak,
+            "memory_mb": max(mb for *_, mb in measured[name]),
+            "times": median / statistics.median(step[ours]),
+            "times_by_turn": [slow / quick for slow, quick in zip(seconds, step[ours])],
+        }
+    return rows
+
+
+def print_theirs(name, rows):
+    """One model under the columns with --vs, a line each way."""
+    for way, row in rows.items():
+        low, high = min(row["times_by_turn"]), max(row["times_by_turn"])
+        print(f"{name:10}{way:21}{row['tokens_per_s']:13,.0f}{row['of_matmul_peak']:10.1%}"
+              f"{row['memory_mb']:9,.0f}{row['times']:8.2f}   {low:.2f} to {high:.2f}", flush=True)
+
+
 def main():
     parser = Parser(__doc__)
     cuda = torch.cuda.is_available()
+    parser.option("--vs", None, "whose model to measure beside ours: a folder with a checkout of "
+                  "nanoGPT, or transformers, where it is installed (default: the plain way)")
+    parser.option("--models", None, f"which of {', '.join(SHAPES)}, comma-separated (default: nano "
+                  "and nano-128; with --vs mini too, and on a GPU nano and the paper's)")
     parser.option("--turns", 4, "turns of each way, A B A B ...", int)
     parser.option("--steps", 20, "train steps a turn", int)
     parser.option("--arch", "decoder", "architecture, as in train.py", choices=ARCHITECTURES)
     parser.option("--device", "cuda" if cuda else "cpu", "cpu or cuda", choices=["cpu", "cuda"])
     parser.option("--out", None, "a JSON file to write the numbers to as well (default: none)")
     args, _ = parser.parse()
+    if args.vs:
+        check_theirs(args.vs)
+        if args.arch != "decoder":
+            raise BadInput(f"--vs={args.vs} is a decoder: leave --arch={args.arch} out")
 
     # What this machine is, and can do at best.
-    device = torch.device(args.device)
+    device = pick_device(args.device)
+    models = choose_models(args, device)
     dtype = faster_dtype(device)
     peak = matmul_peak(device, dtype)
     result = {
         "torch": torch.__version__,
-        "device": args.device,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
         "dtype": str(dtype),
         "threads": torch.get_num_threads(),
         "turns": args.turns,
@@ -315,16 +463,55 @@ def main():
         "models": {},
     }
 
-    # Both ways on each model. A row is shown as soon as it is there.
-    print_head(result)
-    for name, shape in SHAPES.items():
-        shape = shape | {"arch": args.arch}
-        fast, plain = take_turns(shape, device, dtype, args.turns, args.steps)
-        row = compare(shape, fast, plain, peak)
-        print_row(name, row)
+    # All ways on each model. A row is shown as soon as it is there.
+    ways = {"nanoclone": Way("nanoclone", dtype)}
+    if args.vs:
+        ways["nanoclone compiled"] = Way("nanoclone", dtype, True)
+        ways |= their_ways(args.vs, device)
+        ways = leave_compiled_out(ways, device)
+    else:
+        ways["plain"] = Way("plain", torch.float32)
+    print_head(result, THEIR_COLUMNS if args.vs else COLUMNS)
+    for name in models:
+        shape = SHAPES[name] | {"arch": args.arch}
+        if shape["context"] == SIZES["small"]["context"]:
+            shape["batch_size"] = PAPER_BATCH[device.type]
+        measured = take_turns(ways, shape, device, args.turns, args.steps)
+        if args.vs:
+            row = compare_theirs(shape, measured, peak)
+            print_theirs(name, row)
+        else:
+            row = compare(shape, measured["nanoclone"], measured["plain"], peak)
+            print_row(name, row)
         result["models"][name] = row
     if args.out:
         write_json(args.out, result)
+
+
+def choose_models(args, device):
+    """The names of the models to measure. Raises BadInput."""
+    if args.models is None:
+        if not args.vs:
+            return ["nano", "nano-128"]
+        if device.type == "cpu":
+            return ["nano", "nano-128", "mini"]
+        return ["nano", "mini", "small", "medium"]
+    models = args.models.split(",")
+    for name in models:
+        if name not in SHAPES:
+            raise BadInput(f"--models={args.models}: there is no {name}; "
+                           f"expected some of {', '.join(SHAPES)}")
+    return models
+
+
+def leave_compiled_out(ways, device):
+    """The ways that work here: without a compiler, those that are not compiled."""
+    try:
+        check_compile(device)
+    except BadInput as error:
+        print(f"nothing is compiled: {error}")
+        return {name: way for name, way in ways.items() if not way.compiled}
+    return ways
 
 
 if __name__ == "__main__":

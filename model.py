@@ -457,10 +457,12 @@ def pick_device(name):
 def faster_dtype(device):
     """torch.bfloat16 where this machine multiplies matrices faster in it than in fp32, else fp32.
 
-    On a CPU it is timed, not asked.
+    On a CPU it is timed, not asked. An older GPU, a T4 say, would imitate bf16 and be slow. Such a
+    one is fast in fp16, but its gradients vanish there unless the loss is scaled: it gets fp32.
     """
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        in_hardware = torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.bfloat16 if in_hardware else torch.float32
     if device.type != "cpu":
         return torch.float32
 
@@ -477,6 +479,15 @@ def faster_dtype(device):
         seconds[dtype] = min(times)
     much_faster = seconds[torch.bfloat16] < 0.7 * seconds[torch.float32]
     return torch.bfloat16 if much_faster else torch.float32
+
+
+def check_compile(device):
+    """Raise BadInput where torch.compile does not work: a run is to know before it takes a name."""
+    try:
+        torch.compile(torch.neg)(torch.ones(2, device=device))
+    except Exception as error:  # whatever the compilers raise
+        raise BadInput(f"--compile does not work here ({type(error).__name__}): it needs a C++ "
+                       "compiler, and Triton on a GPU; leave it out") from None
 
 
 def keep_freed_memory():

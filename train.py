@@ -34,7 +34,15 @@ from eval import (
 )
 from lib import ddp, plots
 from lib.cli import BadInput, Parser, as_options, plural, run_main, say
-from model import ARCHITECTURES, HEADS, SIZES, faster_dtype, keep_freed_memory, pick_device
+from model import (
+    ARCHITECTURES,
+    HEADS,
+    SIZES,
+    check_compile,
+    faster_dtype,
+    keep_freed_memory,
+    pick_device,
+)
 
 EVAL_TOKENS = 32768  # of validation text, the same for every clone
 RETRIEVAL_STATES = 1024
@@ -554,15 +562,6 @@ def command(config, ratio=None, **changes):
         if key in defaults and key not in left_out and value != defaults[key]:
             kept[key] = value
     return " ".join(words + as_options(kept))
-
-
-def check_compile(device):
-    """Raise BadInput, before a run takes its name, where torch.compile does not work."""
-    try:
-        torch.compile(torch.neg)(torch.ones(2, device=device))
-    except Exception as error:  # whatever the compilers raise
-        raise BadInput(f"--compile does not work here ({type(error).__name__}): it needs a C++ "
-                       "compiler, and Triton on a GPU; leave it out") from None
 
 
 def main():

@@ -11,6 +11,7 @@
 Every run is train.py, then eval.py and align.py, called the way you would; each command is printed.
 What comes of them goes to paper/results/SCALE/CORPUS-HASH/: one JSON a run; README.md, with the
 tables so far; and the figures. The hash is of the corpus's text: another text has another folder.
+A GPU's has -cuda at the end of its name, since no table is to mix the two.
 A run whose JSON is there is finished and never repeated; an interrupted one goes on with the same
 command.
 """
@@ -143,7 +144,7 @@ def measure_speed(scale):
     shape = dict(SIZES[scale])
     if device.type != "cuda":  # a smaller batch is as fast there, and sooner done
         shape["batch_size"] = min(shape["batch_size"], max(1, 4096 // shape["context"]))
-    seconds, *_ = bench.turn("nanoclone", shape, device, faster_dtype(device), 5)
+    seconds, *_ = bench.turn(bench.Way("nanoclone", faster_dtype(device)), shape, device, 5)
     return bench.matmul_flops(shape) / seconds
 
 
@@ -435,6 +436,9 @@ def main():
     vocab_size = SIZES[args.scale]["vocab_size"]
     corpora = clone.open_corpora(args.corpus, len(names), vocab_size, "bpe", args.parallel)
     label = "-".join([*names, *(corpus["sha256"][:8] for corpus in corpora)])
+    # and so do those of a GPU, which adds up in another order, most of the time in another type
+    if pick_device("auto").type == "cuda":
+        label += "-cuda"
     out = Path("paper/results") / args.scale / label
     if args.dtype == "auto":
         args.dtype = pick_dtype(out)

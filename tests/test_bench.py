@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import fails
 from torch.utils.flop_counter import FlopCounterMode
 
 import bench
@@ -54,3 +55,91 @@ def test_a_row_is_of_the_medians_over_the_turns():
         "memory_mb": 130,
         "plain_memory_mb": 210,
     }
+
+
+# ------------------------------------------------------------------------------------------------
+# --vs
+
+# what is asked of a checkout of nanoGPT: its shape, its optimiser, and each next token's loss
+CHECKOUT = '''
+from dataclasses import dataclass
+import torch
+
+@dataclass
+class GPTConfig:
+    block_size: int
+    vocab_size: int
+    n_layer: int
+    n_head: int
+    n_embd: int
+    dropout: float
+    bias: bool
+
+class GPT(torch.nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.table = torch.nn.Embedding(config.vocab_size, config.vocab_size)
+
+    def configure_optimizers(self, weight_decay, lr, betas, device_type):
+        assert device_type == "cpu"
+        return torch.optim.SGD(self.parameters(), lr=100.0)
+
+    def forward(self, idx, targets):
+        logits = self.table(idx)
+        return logits, torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+'''
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    (tmp_path / "model.py").write_text(CHECKOUT)
+    return str(tmp_path)
+
+
+def test_theirs_has_our_shape_and_learns_our_next_tokens(checkout):
+    """Theirs is a table of bigrams here, which learns the one batch that it is given."""
+    shape = SIZES["nano"] | {"vocab_size": 300, "context": 12, "n_layer": 3}
+    model, *_ = bench.their_model(checkout, shape, 600)
+    config = model.config
+    assert (config.block_size, config.vocab_size, config.n_layer) == (12, 600, 3)
+    assert (config.n_head, config.n_embd, config.bias) == (8, 256, True)
+
+    optimizer, loss = bench.set_up(bench.Way(checkout, torch.float32), shape, torch.device("cpu"))
+    ids, lang = torch.arange(26).view(2, 13), torch.tensor([0, 1])
+    for _ in range(20):
+        loss(ids, lang).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss(ids, lang) < 0.05  # each id is followed by the next one
+    assert loss(ids.flip(1), lang) > 5
+
+
+def test_times_are_of_our_best_way_turn_by_turn():
+    """Planted turns, in which ours is best when compiled."""
+    shape = SIZES["nano"] | {"batch_size": 10, "context": 100}  # 1,000 tokens a step
+    measured = {
+        "nanoclone": [(1.0, 0, 5), (1.0, 0, 6), (1.0, 0, 5)],
+        "nanoclone compiled": [(0.5, 0, 7), (0.4, 0, 7), (0.5, 0, 7)],
+        "nanoGPT": [(2.0, 0, 9), (1.0, 0, 9), (1.0, 0, 9)],
+    }
+    rows = bench.compare_theirs(shape, measured, peak=bench.matmul_flops(shape) * 4)
+    assert rows["nanoGPT"] == {
+        "tokens_per_s": 1000,
+        "of_matmul_peak": 0.25,
+        "memory_mb": 9,
+        "times": 2,
+        "times_by_turn": [4, 2.5, 2],
+    }
+    assert rows["nanoclone compiled"]["times_by_turn"] == [1, 1, 1]
+    assert rows["nanoclone"]["memory_mb"] == 6
+
+
+@pytest.mark.parametrize("options, expected", [
+    (["--vs=nowhere"], "a checkout of nanoGPT"),
+    (["--vs=CHECKOUT", "--arch=encoder"], "leave --arch=encoder out"),
+    (["--models=nano,huge"], "there is no huge"),
+])
+def test_what_cannot_be_measured_is_refused(options, expected, checkout, monkeypatch, capsys):
+    options = [option.replace("CHECKOUT", checkout) for option in options]
+    assert expected in fails(bench.main, options, monkeypatch, capsys)
