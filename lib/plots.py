@@ -522,7 +522,7 @@ def transfer(path, tasks):
         {"measure": "accuracy" or "F1"; "languages": ["EN1", "EN2"];
          "mixes": {mix: [probe EN1, probe EN2, fine-tuned EN1, fine-tuned EN2], seeds each};
          "chance", "tokens": [a number for each run], without a model;
-         "paper": {mix: (EN1, EN2)}; "alike": [(centred cosine, mix, EN2 fine-tuned)]}.
+         "paper": {mix: (EN1, EN2)}; "alike": [(centred cosine, mix, accuracy of EN2)]}.
     """
     with figure(path, len(tasks), 2, (11, 4.2 * len(tasks))) as (fig, axes):
         for (by_mix, by_cosine), (name, numbers) in zip(axes, tasks.items()):
@@ -553,7 +553,7 @@ def transfer(path, tasks):
                     by_cosine.plot(*zip(*draws), "^", color=colour, alpha=0.8,
                                    label=f"a run of {mix.replace('ratio', '')}")
             tidy(by_cosine, xlabel="centred cosine, middle layer",
-                 ylabel=f"{measure} in {second}, fine-tuned", title=f"{name}: by alignment")
+                 ylabel=f"accuracy in {second}, fine-tuned", title=f"{name}: by alignment")
         legend(fig, ncols=3)
 
 

@@ -431,7 +431,7 @@ def test_malformed_lines_are_refused_by_number(text, expected, here):
 # Many runs, and the command
 
 def entry(mix, cosine, second, name="source"):
-    ways = {way: {"EN1": 0.9, "EN2": second} for way in ("probe", "fine-tuned")}
+    ways = {way: {"EN1": 0.9, "EN2": second} for way in ("probe", "fine-tuned", "accuracy")}
     return {"run": "a", "mix": mix, "centred": cosine, "tasks": {name: ways}}
 
 
