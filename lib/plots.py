@@ -668,6 +668,23 @@ def embeddings(path, shares, sides):
         legend(fig)
 
 
+def architectures(path, kinds, teff):
+    """What EN2 gets, in each architecture and with each kind of head.
+
+    kinds [n]: "decoder", ..., in the order of x. teff {"90/10": [n] seeds, "50/50": [n] seeds}: the
+    token efficiency of EN2.
+    """
+    with figure(path, 1, 1, (9, 4.5)) as (fig, axes):
+        ax = axes[0][0]
+        for mix, values in teff.items():
+            marker, _, colour = MIXES[mix]
+            points(ax, range(len(kinds)), values, marker, "", color=colour, label=mix)
+        ax.axhline(1, color="0.6", lw=1)
+        ax.set_xticks(range(len(kinds)), kinds, fontsize=9)
+        tidy(ax, ylabel="token efficiency of EN2", title="1: nothing crosses over")
+        legend(fig)
+
+
 def against(path, xlabel, ticks, mixes):
     """Perplexity, token efficiency and retrieval of both mixes, against x: length, width ...
 

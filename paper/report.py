@@ -4,6 +4,7 @@ found, everywhere: {name of a run: [what its JSON holds, one for each seed]}. Ev
 mean over all seeds that were run ± one standard deviation. In the ten-language runs "EN2" is one of
 the nine others, as in the paper. What a figure shows is computed here, and drawn by lib/plots.py.
 """
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ import numpy as np
 import align
 from eval import fit_law, law_points, monolingual_options
 from lib import plots
-from lib.cli import write
+from lib.cli import plural, write
 from model import ARCHITECTURES, HEADS, SIZES
 from paper import numbers
 
@@ -417,6 +418,19 @@ def bins_of(found, name, side):
     }
 
 
+def draw_architectures(path, found):
+    """EN2's token efficiency by architecture and head, both mixes."""
+    kinds, teff = [], {mix: [] for mix in MIXES.values()}
+    for arch in ARCHITECTURES:
+        for heads in HEADS:
+            names = {mix: arch_run(arch, name, heads) for name, mix in MIXES.items()}
+            if all(name in found for name in names.values()):
+                kinds.append(f"{arch},\n{heads.replace('-', ' ')}")
+                for mix, name in names.items():
+                    teff[mix].append(seeds(found, name, value_of, "EN2", "teff_interpolated"))
+    plots.architectures(path, kinds, teff)
+
+
 def draw_against(path, found, groups, xlabel):
     """Both mixes against x; groups {"ratio0.9": {x: run}, "ratio0.5": {x: run}}."""
     mixes = {}
@@ -556,7 +570,7 @@ def tables(scale):
                          xlabel="d_model, the width of the residual stream")),
         "architectures": Table(
             "Other architectures, and a head per language", arch_mixes, [*law, *arch_laws],
-            architectures),
+            architectures, draw_architectures),
     }
 
 
@@ -573,6 +587,7 @@ def write_report(out, scale, found, changed, sections=None, options=""):
     found = {name: list(by_seed.values()) for name, by_seed in found.items()}
     parts = [
         f"# {scale}, {out.name}: what was measured\n",
+        f"Run on {'; '.join(machines(found))}.\n"
         "Made by `python -m paper.reproduce`; each run's command, configuration and numbers are "
         "in its JSON beside this page.\n"
         "Perplexity is on the test split; ± is one standard deviation over seeds. "
@@ -591,6 +606,15 @@ def write_report(out, scale, found, changed, sections=None, options=""):
         parts += section(out, name, table, found, changed, numbers.BESIDE[scale], options)
     with write(out / "README.md") as f:
         f.write("\n".join(parts).encode())
+
+
+def machines(found):
+    """["AMD EPYC, ... 1 threads (20 runs, float32)", ...]: what all runs were made on."""
+    runs_on = Counter()
+    for results in found.values():
+        runs_on.update((result["machine"], result["config"]["dtype"]) for result in results)
+    return [f"{machine} ({plural(n, 'run')}, {dtype})"
+            for (machine, dtype), n in sorted(runs_on.items())]
 
 
 def section(out, name, table, found, changed, beside, options):

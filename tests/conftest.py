@@ -17,6 +17,8 @@ from pathlib import Path
 # What the tests compare to the last digit is computed on the CPU, whose sums have one order. A test
 # of the GPU gives its scripts the environment as it was (test_cuda.py).
 WITH_GPU = {**os.environ, "OMP_NUM_THREADS": "1"}
+if WITH_GPU.get("CUDA_VISIBLE_DEVICES") == "":  # by this file, of which pytest-xdist is a child
+    del WITH_GPU["CUDA_VISIBLE_DEVICES"]
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import pytest

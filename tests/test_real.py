@@ -66,7 +66,8 @@ def plant(out, teff, names=NAMES, seeds=2):
             config["data_sha256"] = names if not mono else name[:3]
             if "schedule" in options:
                 config["ratio"] = "0.5,0.5"
-            result = {"config": config, "eval": {"languages": languages, "code_switch": {}}}
+            result = {"config": config, "machine": "an abacus",
+                      "eval": {"languages": languages, "code_switch": {}}}
             if not mono:
                 result["align"] = planted_layers(options["vocabulary"])
             (out / f"{name}.seed{seed}.json").write_text(json.dumps(result))

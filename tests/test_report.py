@@ -33,6 +33,7 @@ def plant(out, scale, names, seeds, teff=no_transfer, jitter=0.0):
             result = {
                 "command": "planted",
                 "config": planted_config(scale, options),
+                "machine": "an abacus",
                 "eval": planted_eval(scale, name, options, teff, jitter * (seed - (seeds - 1) / 2)),
                 "align": planted_align(6, seed),  # six layers, so that the middle is at no end
             }
@@ -392,6 +393,7 @@ def test_a_table_shows_what_is_there_and_names_what_is_not(tmp_path):
     plant(out, "nano", ["ratio0.9", "ratio0.5"], seeds=1)
     text = write()
     assert "| 6 | 0.40 (0.01)" in text
+    assert "Run on an abacus (2 runs, float32)." in text
     assert (out / "alignment.png").exists() and not (out / "ratio.png").exists()
     assert text.count("Not there yet") == len(report.tables("nano")) - 1
     missing = "mono5, mono10, mono20, mono50, mono100, mono20-plain, mono50-plain"
@@ -445,6 +447,7 @@ def test_only_the_figures_that_the_new_run_is_part_of_are_drawn_again(tmp_path, 
     assert drawn_for("ten-hub") == everything  # none is there yet
     assert drawn_for("ten-hub") == set()
     assert drawn_for("ratio0.8") == {"ratio", "embeddings"}
-    assert drawn_for("mono10") == {"main", "ratio", "longer", "anchors", "size"}  # by the law
+    # by the law
+    assert drawn_for("mono10") == {"main", "ratio", "longer", "anchors", "size", "architectures"}
     assert drawn_for("ratio0.9-wide128") == {"size"}
     assert drawn_for(None) == everything
