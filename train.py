@@ -16,6 +16,7 @@ loss.png; and its tokeniser and the ids of its languages, so that it can be move
 import math
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -313,6 +314,9 @@ def open_run(args, given):
     written before all input has proved good. Raises BadInput.
     """
     device = pick_device(args.device)
+    # the same command, started again by torchrun: it goes on with the run that it began
+    if ddp.restarted() and args.run and Path("runs", args.run, "config.json").exists():
+        args.resume = True
     if args.resume:
         folder, config = runs.old_folder(args.run, given)
     else:

@@ -25,6 +25,11 @@ def world():
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
+def restarted():
+    """Whether torchrun --max-restarts has started these processes again, since one of them died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
 def first():
     """Whether this process is the one that writes files and talks to the user."""
     return rank() == 0
@@ -69,7 +74,13 @@ def add_up(tensor):
 
 
 def average_gradients(model):
-    """Replace every gradient of a model by its mean over all processes, in one message."""
+    """Replace every gradient of a model by its mean over all processes, in one message.
+
+    torch's DistributedDataParallel sends the gradients of the last layers while those of the first
+    are still being computed. That hides the time of the message; it needs the model wrapped, and
+    the last micro-batch told apart. Here it is after the backward pass, and the step reads as it
+    does for one process.
+    """
     if world() == 1:
         return
     gradients = [p.grad for p in model.parameters()]

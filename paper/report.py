@@ -27,6 +27,9 @@ PLAIN_PERCENT = (20, 50)  # of those with the batches of the bilingual runs
 LONGER = (0.5, 1, 2)  # length, times 1x
 ANCHORS = (0, 5, 50, 100)  # anchor points, % of the vocabulary
 
+# the mixes that are looked at by patching
+PATCHED = ("ratio0.9", "ratio0.8", "ratio0.5")
+
 # the two runs that the paper contrasts, and what they are called in the figures
 MIXES = {"ratio0.9": "90/10", "ratio0.5": "50/50"}
 
@@ -83,6 +86,31 @@ def gradient(result, kind="single"):
     kind: "single", of single sequences, as the paper's; or "same", of one long text.
     """
     return align.block_mean(result["align"]["gradients"], kind)
+
+
+def with_patching(found, names):
+    """Of some runs those results that have patching in them, as `found` has them: it came later."""
+    kept = {}
+    for name in names:
+        results = [r for r in found.get(name, []) if "interchange" in r.get("align", {})]
+        if results:
+            kept[name] = results
+    return kept
+
+
+def interchange(result, what, layer=None):
+    """How well EN1's stream does in EN2: "all", or "here" or "around" after a layer; None where
+    there was nothing to lose.
+    """
+    found = result["align"]["interchange"][what]
+    return (found if layer is None else found[layer])["value"]
+
+
+def ablation(result, key):
+    """The rank "correlation" of what heads and MLPs are worth to both languages, or its "floor" or
+    "ceiling".
+    """
+    return result["align"]["ablation"][key]
 
 
 def tensor_gradient(result, tensor):
@@ -208,6 +236,27 @@ def architectures(found, names, beside):
         "\nCompare TEff, not perplexities, from one architecture to another: a decoder's is of the "
         "last quarter of a window, an encoder's of masked tokens, and an encoder-decoder's of the "
         "last half of what it writes.\n")
+
+
+def interchanges(found, names, beside):
+    """What EN2 can do with EN1's states, and whether the same heads and MLPs serve both."""
+    head = ["run", "at all positions", "at every 16th, after the middle layer",
+            "at all but these, after the embedding", "worth of heads and MLPs, rank correlation",
+            "its floor", "its ceiling", "seeds"]
+    rows, found = [], with_patching(found, names)
+    for name, results in found.items():
+        layer = (len(results[0]["align"]["layers"]) - 1) // 2  # the middle
+        row = [name, stat(seeds(found, name, interchange, "all")),
+               stat(seeds(found, name, interchange, "here", layer)),
+               stat(seeds(found, name, interchange, "around", 0))]
+        for key in ("correlation", "floor", "ceiling"):
+            row.append(stat(seeds(found, name, ablation, key)))
+        rows.append([*row, len(results)])
+    return markdown(head, rows) + (
+        "\nEN1's residual stream in the place of EN2's own, of the same text. 1: as good as its "
+        "own. 0: no better than that of another text.\nWorth: how much the loss of a language "
+        "rises without a head or MLP; the floor is of heads shuffled within a layer, the ceiling "
+        "of EN1 on two texts.\n")
 
 
 def costs(found, names, beside):
@@ -418,6 +467,18 @@ def bins_of(found, name, side):
     }
 
 
+def draw_interchanges(path, found):
+    """Every draw of every mix: interchange layer by layer, and the correlation of worth."""
+    exchange, worth, found = {}, {}, with_patching(found, PATCHED)
+    for name in found:
+        exchange[name] = [{what: [entry["value"] for entry in result["align"]["interchange"][what]]
+                           for what in ("here", "around")} for result in found[name]]
+        worth[name] = {key: seeds(found, name, ablation, key)
+                       for key in ("correlation", "floor", "ceiling")}
+    if exchange:
+        plots.interchanges(path, exchange, worth)
+
+
 def draw_architectures(path, found):
     """EN2's token efficiency by architecture and head, both mixes."""
     kinds, teff = [], {mix: [] for mix in MIXES.values()}
@@ -558,6 +619,8 @@ def tables(scale):
             draw=partial(draw_against, groups=longer, xlabel="training tokens, times 1x")),
         "languages": Table(
             "Ten languages", ["ten-hub", "ten-even"], law),
+        "patching": Table(
+            "Are they interchangeable?", list(PATCHED), [], interchanges, draw_interchanges),
         "schedule": Table(
             "Language schedules", ["schedule0.9,0.1", "schedule1,0", "ratio0.5"], law),
         "anchors": Table(

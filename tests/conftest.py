@@ -127,11 +127,19 @@ def finish(process, code=0):
     return out
 
 
+def start_two_processes(folder, path, *options, restarts=0):
+    """Start a script in two processes, as `torchrun --nproc_per_node=2` does; returns the Popen."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+                "--nproc_per_node=2", f"--max-restarts={restarts}"]
+    return subprocess.Popen([*torchrun, "--", str(path), *options], cwd=folder, env=ONE_THREAD,
+                            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
 def two_processes(folder, path, *options):
-    """Run a script in two processes, as `torchrun --nproc_per_node=2` does."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    return subprocess.run([*torchrun, "--nproc_per_node=2", "--", str(path), *options], cwd=folder,
-                          env=ONE_THREAD, capture_output=True, text=True, timeout=300)
+    """Run a script in two processes; returns how they ended, and what they printed."""
+    process = start_two_processes(folder, path, *options)
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def train_here(folder, *options, eval_tokens=4096):

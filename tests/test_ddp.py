@@ -2,13 +2,24 @@
 
 This file is also the script that the two processes run: see its end.
 """
+import os
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, fails, history, train_here, two_processes
+from conftest import (
+    ROOT,
+    TINY,
+    fails,
+    history,
+    start_two_processes,
+    train_here,
+    two_processes,
+)
 
 import train
 from lib import ddp
@@ -211,6 +222,27 @@ def test_when_one_process_is_told_to_stop_all_stop_and_no_loss_is_lost(prepared)
     assert result.returncode == 0, result.stdout + result.stderr
     train_here(prepared, *options, "--run=not_stopped", eval_tokens=None)
     assert_alike(history(prepared / "runs/not_stopped"), history(folder))
+
+
+def test_where_one_process_is_killed_torchrun_goes_on_from_the_last_checkpoint(prepared):
+    options = [*TINY, "--ratio=0.8", "--steps=200", "--dtype=float32"]
+    ended = two_processes(prepared, ROOT / "train.py", *options, "--run=undisturbed")
+    assert ended.returncode == 0, ended.stderr
+
+    folder = prepared / "runs/struck"
+    # one restart is enough, but that gloo now and then fails to connect again on a busy machine
+    torchrun = start_two_processes(prepared, ROOT / "train.py", *options, "--run=struck",
+                                   restarts=5)
+    while torchrun.poll() is None and not (folder / "model.pt").exists():
+        time.sleep(0.01)
+    found = subprocess.run(["pgrep", "-P", str(torchrun.pid)], capture_output=True, text=True)
+    workers = [int(pid) for pid in found.stdout.split()]
+    assert len(workers) == 2
+    os.kill(workers[1], signal.SIGKILL)
+    out, err = torchrun.communicate(timeout=300)
+    assert torchrun.returncode == 0, err
+    assert "from step" in out
+    assert history(folder) == history(prepared / "runs/undisturbed")  # to the last digit
 
 
 def test_a_batch_that_cannot_be_split_evenly(here, monkeypatch, capsys):

@@ -98,7 +98,12 @@ def planted_align(n_layer, seed):
         bins = [{"tokens_per_million": 10.0**i, "cosine": value * i / 2, "floor": 0.01 * i}
                 for i in range(4)]
         embeddings[side] = entry(value) | {"all_pairs": value / 2, "by_frequency": bins}
-    return {"layers": layers, "gradients": gradients, "embeddings": embeddings}
+    exchange = {"all": {"value": 0.7},
+                "here": [{"value": 0.1 + 0.01 * layer} for layer in range(n_layer + 1)],
+                "around": [{"value": 0.2} for _ in range(n_layer)]}
+    return {"layers": layers, "gradients": gradients, "embeddings": embeddings,
+            "interchange": exchange,
+            "ablation": {"correlation": 0.5, "floor": 0.2, "ceiling": 0.9}}
 
 
 def read(out, scale):
@@ -446,8 +451,21 @@ def test_only_the_figures_that_the_new_run_is_part_of_are_drawn_again(tmp_path, 
     everything = {name for name, table in tables.items() if table.draw}
     assert drawn_for("ten-hub") == everything  # none is there yet
     assert drawn_for("ten-hub") == set()
-    assert drawn_for("ratio0.8") == {"ratio", "embeddings"}
+    assert drawn_for("ratio0.8") == {"ratio", "embeddings", "patching"}
     # by the law
     assert drawn_for("mono10") == {"main", "ratio", "longer", "anchors", "size", "architectures"}
     assert drawn_for("ratio0.9-wide128") == {"size"}
     assert drawn_for(None) == everything
+
+
+def test_patching_is_of_the_runs_that_have_it(tmp_path):
+    """Two seeds of each mix, of which one was aligned before patching was measured."""
+    plant(tmp_path, "nano", report.PATCHED, seeds=2)
+    for mix in report.PATCHED:
+        path = tmp_path / f"{mix}.seed1.json"
+        result = json.loads(path.read_text())
+        del result["align"]["interchange"], result["align"]["ablation"]
+        path.write_text(json.dumps(result))
+    report.write_report(tmp_path, "nano", read(tmp_path, "nano"), "ratio0.9")
+    text = (tmp_path / "README.md").read_text()
+    assert "| ratio0.8 | 0.70 | 0.13 | 0.20 | 0.50 | 0.20 | 0.90 | 1 |" in text  # layer 3 of 6
