@@ -4,6 +4,7 @@
     python bench.py --arch=encoder                   # of another architecture
     python bench.py --vs=../nanoGPT                  # beside a checkout of nanoGPT
     python bench.py --vs=transformers                # beside Hugging Face's GPT-2
+    python bench.py --scale                          # what a text of 2 billion tokens costs
     python bench.py --out=paper/results/bench.json   # and keep the numbers
 
 The plain way, written out in plain_loss, is what one writes first: fp32 throughout, one
@@ -18,6 +19,10 @@ Shown for each model, nano and one half as wide:
     batch               the share of a step that making the batch takes
     memory, plain       the peak memory of both ways
 
+With --scale nothing is trained. A text of a million, a hundred million and two billion tokens is
+opened, an empty file that takes no room on the disk, and batches are made of it. Shown are the
+seconds until the first batch, the memory that it takes, and the milliseconds of each further one.
+
 With --vs, ours and theirs take turns in the same manner, each as its README runs it and in what
 else may be its best way: compiled, or in bf16. All have models of one shape, but that theirs is
 tied.
@@ -28,6 +33,7 @@ import io
 import math
 import statistics
 import sys
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -263,6 +269,43 @@ def make_batches(shape, steps):
                               masked=shape["arch"] == "encoder")
 
 
+def measure_text(n_tokens, path):
+    """(seconds to the first batch, MB that it takes, ms a batch) of a text of so many tokens.
+
+    The text is made at a path, and gone after it: a sparse file, of zeros.
+    """
+    shape = SIZES["nano"]
+    with open(path, "wb") as f:
+        f.truncate(2 * n_tokens)
+    cpu, before = torch.device("cpu"), peak_memory(torch.device("cpu"))
+    text = np.memmap(path, dtype=np.uint16, mode="r")
+    path.unlink()  # it lasts as long as it is open
+
+    start = time.perf_counter()
+    batch = clone.make_batches([text, text], make_table(shape), np.array([[0.9, 0.1]]),
+                               shape["context"], shape["batch_size"], shape["steps"], seed=0)
+    batch(0)
+    seconds = time.perf_counter() - start
+    memory = peak_memory(cpu) - before
+    each = [timed(partial(batch, step), cpu) for step in range(1, 201)]
+    return seconds, memory, 1000 * statistics.median(each)
+
+
+def show_scale(sizes=(10**6, 10**8, 2 * 10**9)):
+    """What measure_text finds of texts of some sizes, as a table and as a list of dicts."""
+    print(f"{'tokens':>14}{'first batch, s':>16}{'memory, MB':>12}{'ms a batch':>12}")
+    rows = []
+    for n_tokens in sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+                path = Path(folder) / "text.bin"
+                seconds, memory, ms = pool.submit(measure_text, n_tokens, path).result()
+        print(f"{n_tokens:14,}{seconds:16.2f}{memory:12,.0f}{ms:12.3f}", flush=True)
+        rows.append({"tokens": n_tokens, "first_batch_s": seconds, "memory_mb": memory,
+                     "ms_a_batch": ms})
+    return rows
+
+
 def timed(function, device):
     """Seconds that one call takes, with all the work that it started on the device."""
     wait(device)
@@ -435,12 +478,19 @@ def main():
                   "nanoGPT, or transformers, where it is installed (default: the plain way)")
     parser.option("--models", None, f"which of {', '.join(SHAPES)}, comma-separated (default: nano "
                   "and nano-128; with --vs mini too, and on a GPU nano and the paper's)")
+    parser.option("--scale", False, "instead: how long batches take to make, and how much memory, "
+                  "of ever longer texts", bool)
     parser.option("--turns", 4, "turns of each way, A B A B ...", int)
     parser.option("--steps", 20, "train steps a turn", int)
     parser.option("--arch", "decoder", "architecture, as in train.py", choices=ARCHITECTURES)
     parser.option("--device", "cuda" if cuda else "cpu", "cpu or cuda", choices=["cpu", "cuda"])
     parser.option("--out", None, "a JSON file to write the numbers to as well (default: none)")
     args, _ = parser.parse()
+    if args.scale:
+        rows = show_scale()
+        if args.out:
+            write_json(args.out, {"batches": rows})
+        return
     if args.vs:
         check_theirs(args.vs)
         if args.arch != "decoder":

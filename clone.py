@@ -385,6 +385,7 @@ def make_batches(texts, table, stages, context, batch_size, steps, seed, rank=0,
 
     orders, languages = [], []  # of each stream
     for s, (text, langs) in enumerate(zip(streams, speakers)):
+        data.expect_random_reads(text)
         n = windows(text, context)
         within = stages[:, langs] / np.maximum(share[:, s, None], 1e-12)
         orders.append(make_order(n, seed))

@@ -573,8 +573,8 @@ def main():
     keep_freed_memory()
     run, texts = open_run(args, given)
     config, model, device = run.config, run.model, run.device
-    batch = make_batches(run, texts["train"])
     begin(run, args.resume, texts["train"])
+    batch = make_batches(run, texts["train"])
     forward = torch.compile(model) if args.compile else model
 
     # the loop: a line of the log every log_every steps, a validation every eval_every

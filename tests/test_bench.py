@@ -143,3 +143,16 @@ def test_times_are_of_our_best_way_turn_by_turn():
 def test_what_cannot_be_measured_is_refused(options, expected, checkout, monkeypatch, capsys):
     options = [option.replace("CHECKOUT", checkout) for option in options]
     assert expected in fails(bench.main, options, monkeypatch, capsys)
+
+
+# ------------------------------------------------------------------------------------------------
+# --scale
+
+def test_a_text_is_measured_and_leaves_nothing_behind(tmp_path):
+    path = tmp_path / "text.bin"
+    small, large = (bench.measure_text(n, path) for n in (10**6, 10**7))
+    assert list(tmp_path.iterdir()) == []
+    for seconds, memory, ms in (small, large):
+        assert seconds > 0 and memory >= 0 and ms > 0
+    # two numbers of 8 bytes a window of 129 tokens, and a little for the order that they come from
+    assert large[1] < 10**7 / 129 * 8 * 6 / 1e6 + 20
