@@ -639,7 +639,10 @@ def alignment(run):
         result = json.loads((run.folder / "align.json").read_text())
     except (OSError, ValueError):
         return None
+    # of another checkpoint, or of an older align.py
     if result.get("checkpoint") != data.file_sha256(run.folder / "model.pt"):
+        return None
+    if "names" not in result:
         return None
     layer = align.summary(result)["layers"][len(run.model.blocks) // 2]
     return layer["centred" if run.clones else "matched_centred"]["value"]
