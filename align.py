@@ -860,7 +860,9 @@ def main():
           f"look at {first / f'{name}.png'}")
     if len(summaries) > 1:
         path = first.parent / f"{name}.png"
-        by_name = {str(folder): of_run for folder, of_run in summaries.items()}
+        by_name = {folder.name: of_run for folder, of_run in summaries.items()}
+        if len(by_name) < len(summaries):  # two runs of one name, in two places
+            by_name = {str(folder): of_run for folder, of_run in summaries.items()}
         plots.alignment_of_runs(path, by_name)
         print(f"{path} compares the runs")
 
