@@ -552,7 +552,8 @@ def transfer(path, tasks):
                 if draws:
                     by_cosine.plot(*zip(*draws), "^", color=colour, alpha=0.8,
                                    label=f"a run of {mix.replace('ratio', '')}")
-            tidy(by_cosine, xlabel="centred cosine, middle layer",
+            # the whole range: of runs that are all alike it would show nothing but noise
+            tidy(by_cosine, xlabel="centred cosine, middle layer", xlim=(-0.1, 1), ylim=(0, 1),
                  ylabel=f"accuracy in {second}, fine-tuned", title=f"{name}: by alignment")
         legend(fig, ncols=3)
 

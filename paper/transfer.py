@@ -727,13 +727,14 @@ def print_mixes(found, name, languages):
     second = languages[1] if len(languages) == 2 else "others"
     head = "".join(f"{way} {language}".rjust(18) for way in ("probe", "fine-tuned")
                    for language in (languages[0], second))
-    print(f"{'mix':14}{'runs':>5}{head}   paper: GLUE, fine-tuned")
+    beside = numbers.GLUE if measure == "accuracy" else {}
+    print(f"{'mix':14}{'runs':>5}{head}" + ("   paper: GLUE, fine-tuned" if beside else ""))
     for mix, scores in by_mix(found, name).items():
         cells = ""
         for values in zip(*scores):
             spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
             cells += f"{np.mean(values):.3f}{spread}".rjust(18)
-        paper = numbers.GLUE.get(mix)
+        paper = beside.get(mix)
         theirs = "   EN1 {:.2f}  EN2 {:.2f}".format(*paper) if paper else ""
         print(f"{mix:14}{len(scores):5}{cells}{theirs}")
 
