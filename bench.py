@@ -21,11 +21,12 @@ Shown for each model, nano and one half as wide:
 
 With --scale nothing is trained. A text of a million, a hundred million and two billion tokens is
 opened, an empty file that takes no room on the disk, and batches are made of it. Shown are the
-seconds until the first batch, the memory that it takes, and the milliseconds of each further one.
+seconds until the first batch, once the text is open, the memory that it takes, and the
+milliseconds of each further one.
 
 With --vs, ours and theirs take turns in the same manner, each as its README runs it and in what
-else may be its best way: compiled, or in bf16. All have models of one shape, but that theirs is
-tied.
+else may be its best way: compiled, or in bf16. All have models of one shape, except that theirs
+ties its two embedding matrices.
 """
 import contextlib
 import importlib.util
@@ -72,7 +73,7 @@ PAPER_BATCH = {"cpu": 4, "cuda": 64}
 
 class Way(NamedTuple):
     """A way to train a model of some shape."""
-    code: str  # "nanoclone", "plain", or whose: "transformers", or where nanoGPT lies
+    code: str  # "nanoclone", "plain", "transformers", or the folder of a checkout of nanoGPT
     dtype: torch.dtype
     compiled: bool = False
 
@@ -127,7 +128,9 @@ def check_theirs(vs):
     if vs == "transformers":
         if importlib.util.find_spec("transformers") is None:
             raise BadInput("--vs=transformers: it is not installed; pip install transformers")
-    elif not (Path(vs) / "model.py").is_file():
+        return
+    source = Path(vs) / "model.py"
+    if not source.is_file() or "class GPTConfig" not in source.read_text(errors="replace"):
         raise BadInput(f"--vs={vs}: expected transformers, or a checkout of nanoGPT with its "
                        "model.py: git clone https://github.com/karpathy/nanoGPT")
 
@@ -135,6 +138,7 @@ def check_theirs(vs):
 def their_ways(vs, device):
     """{name: Way}: as their README runs it, and what may be its best way here."""
     name = "transformers" if vs == "transformers" else "nanoGPT"
+    vs = vs if vs == "transformers" else str(Path(vs).resolve())  # whatever the folder is called
     if device.type == "cuda":
         return {name: Way(vs, torch.bfloat16), f"{name} compiled": Way(vs, torch.bfloat16, True)}
     return {
@@ -277,7 +281,8 @@ def measure_text(n_tokens, path):
     shape = SIZES["nano"]
     with open(path, "wb") as f:
         f.truncate(2 * n_tokens)
-    cpu, before = torch.device("cpu"), peak_memory(torch.device("cpu"))
+    cpu = torch.device("cpu")
+    before = peak_memory(cpu)
     text = np.memmap(path, dtype=np.uint16, mode="r")
     path.unlink()  # it lasts as long as it is open
 
@@ -339,7 +344,10 @@ def matmul_peak(device, dtype):
     # How large a matmul has to be to run at full speed depends on the machine, so several sizes
     # are tried. The fastest of five is the one that nothing else on the machine has slowed down.
     best = 0
-    for n in (1024, 2048, 4096, 8192) if device.type == "cuda" else (1024, 2048, 4096):
+    sizes = [1024, 2048, 4096]
+    if device.type == "cuda":
+        sizes.append(8192)
+    for n in sizes:
         a = torch.randn(n, n, device=device, dtype=dtype)
         for _ in range(5):
             seconds = timed(partial(torch.matmul, a, a), device)
@@ -486,6 +494,12 @@ def main():
     parser.option("--device", "cuda" if cuda else "cpu", "cpu or cuda", choices=["cpu", "cuda"])
     parser.option("--out", None, "a JSON file to write the numbers to as well (default: none)")
     args, _ = parser.parse()
+    if args.turns < 1 or args.steps < 1:
+        raise BadInput(f"--turns={args.turns} --steps={args.steps}: expected 1 or more of each")
+    if args.out and not Path(args.out).parent.is_dir():
+        raise BadInput(f"--out={args.out}: there is no folder {Path(args.out).parent}")
+    if args.scale and (args.vs or args.models):
+        raise BadInput("--scale trains nothing: leave --vs and --models out")
     if args.scale:
         rows = show_scale()
         if args.out:
@@ -509,8 +523,10 @@ def main():
         "turns": args.turns,
         "steps": args.steps,
         "arch": args.arch,
+        "vs": args.vs,
         "matmul_peak_flops": peak,
         "models": {},
+        "batches": {},  # sequences, and tokens of each
     }
 
     # All ways on each model. A row is shown as soon as it is there.
@@ -524,7 +540,7 @@ def main():
     print_head(result, THEIR_COLUMNS if args.vs else COLUMNS)
     for name in models:
         shape = SHAPES[name] | {"arch": args.arch}
-        if shape["context"] == SIZES["small"]["context"]:
+        if name not in ("nano", "nano-128"):
             shape["batch_size"] = PAPER_BATCH[device.type]
         measured = take_turns(ways, shape, device, args.turns, args.steps)
         if args.vs:
@@ -534,6 +550,7 @@ def main():
             row = compare(shape, measured["nanoclone"], measured["plain"], peak)
             print_row(name, row)
         result["models"][name] = row
+        result["batches"][name] = [shape["batch_size"], shape["context"]]
     if args.out:
         write_json(args.out, result)
 
@@ -558,8 +575,9 @@ def leave_compiled_out(ways, device):
     """The ways that work here: without a compiler, those that are not compiled."""
     try:
         check_compile(device)
-    except BadInput as error:
-        print(f"nothing is compiled: {error}")
+    except BadInput:
+        print("the compiled ways are left out: torch.compile needs a C++ compiler, and Triton on "
+              "a GPU")
         return {name: way for name, way in ways.items() if not way.compiled}
     return ways
 

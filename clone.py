@@ -602,7 +602,8 @@ def check_batches(names, batch, table, steps, seed):
     N, V = table.shape
     sequences = np.zeros(N)
     counts, by_chance = np.zeros((N, V)), np.zeros((N, V))
-    rng, (_, token) = np.random.default_rng(seed), look_up(table)
+    rng = np.random.default_rng(seed)
+    _, token = look_up(table)
     for step in range(steps):
         ids, lang = batch(step)
         for l, other, row in zip(lang, rng.permutation(lang), token[ids]):

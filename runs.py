@@ -440,9 +440,9 @@ def open_runs(names, device, minimum=1, corpus=None, parallel=None, check=None, 
     in place of the test split. With it, or for sampling, the corpus is not opened, but for a run
     that has no languages.npz.
 
-    Everything is checked before the first is yielded. Raises BadInput for a run that is not there,
-    not finished, without a checkpoint, of another corpus than the others', or of fewer languages
-    than the minimum; and where a text is to be looked at, for one of real languages.
+    All configs are checked before the first run is yielded. Raises BadInput for a run that is not
+    there, not finished, without a checkpoint, of another corpus than the others', or of fewer
+    languages than the minimum; and where a text is to be looked at, for one of real languages.
     """
     found = []
     for name in names:

@@ -314,9 +314,7 @@ def open_run(args, given):
     written before all input has proved good. Raises BadInput.
     """
     device = pick_device(args.device)
-    # the same command, started again by torchrun: it goes on with the run that it began
-    if ddp.restarted() and args.run and Path("runs", args.run, "config.json").exists():
-        args.resume = True
+    args.resume = args.resume or begun_before(args, given)
     if args.resume:
         folder, config = runs.old_folder(args.run, given)
     else:
@@ -363,6 +361,22 @@ def open_run(args, given):
     run.tokens = [0] * config.languages
     run.sums = torch.zeros(2, config.languages, device=device)
     return run, texts
+
+
+def begun_before(args, given):
+    """Whether torchrun has started this command again, and its run is there: then it goes on.
+
+    Raises BadInput if the run of that name is another one.
+    """
+    folder = Path("runs") / (args.run or "")
+    if not ddp.restarted() or args.run is None or not (folder / "config.json").exists():
+        return False
+    was = vars(runs.read_config(folder))
+    for key, value in vars(make_config(args, given)).items():
+        decided_later = key in ("dtype", "vocab_size")
+        if not decided_later and was.get(key) != value:
+            raise runs.taken(folder)
+    return True
 
 
 def make_batches(run, texts):

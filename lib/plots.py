@@ -677,28 +677,29 @@ def interchanges(path, exchange, worth):
     "floor", "ceiling": [draws] each}}.
     """
     with figure(path, 1, 2, (11, 4.4)) as (fig, axes):
-        layers, correlation = axes[0]
+        by_layer, by_mix = axes[0]
+        n_layers = len(next(iter(exchange.values()))[0]["here"])
         lines = {"here": ("o-", "at every 16th position"), "around": ("s:", "at all but these")}
         for colour, (mix, draws) in zip(COLOURS[2:], exchange.items()):
             for what, (style, words) in lines.items():
                 for i, draw in enumerate(draws):
                     values = [np.nan if value is None else value for value in draw[what]]
                     label = f"{mix.replace('ratio', '')}, {words}" if i == 0 else None
-                    layers.plot(values, style, ms=4, color=colour, alpha=0.7, label=label)
+                    by_layer.plot(values, style, ms=4, color=colour, alpha=0.7, label=label)
         for level in (0, 1):
-            layers.axhline(level, color="0.6", lw=1, ls=":")
-        layers.set_xticks(range(len(draw["here"])))
-        tidy(layers, xlabel="after layer", ylabel="interchange",
+            by_layer.axhline(level, color="0.6", lw=1, ls=":")
+        by_layer.set_xticks(range(n_layers))
+        tidy(by_layer, xlabel="after layer", ylabel="interchange",
              title="EN1's stream in place of EN2's\n(1: as good as its own)")
 
         for x, found in enumerate(worth.values()):
             for key, marker, colour in (("ceiling", "^", "0.6"), ("correlation", "o", COLOURS[0]),
                                         ("floor", "v", "0.6")):
-                correlation.plot([x] * len(found[key]), found[key], marker, color=colour,
-                                 alpha=0.7, label=key if x == 0 else None)
-        correlation.margins(x=0.3)
-        correlation.set_xticks(range(len(worth)), [mix.replace("ratio", "") for mix in worth])
-        tidy(correlation, xlabel="share of EN1", ylabel="rank correlation",
+                by_mix.plot([x] * len(found[key]), found[key], marker, color=colour, alpha=0.7,
+                            label=key if x == 0 else None)
+        by_mix.margins(x=0.3)
+        by_mix.set_xticks(range(len(worth)), [mix.replace("ratio", "") for mix in worth])
+        tidy(by_mix, xlabel="share of EN1", ylabel="rank correlation",
              title="What heads and MLPs are worth\nto EN1 and to EN2")
         legend(fig, ncols=3)
 

@@ -501,12 +501,12 @@ def choose_logistic(task, train, labels, validation):
     for l2 in L2:
         weight, bias = logistic_regression(train, y, len(task.classes), l2)
 
-        def classify(x, weight=weight, bias=bias):
+        def predict(x, weight=weight, bias=bias):
             return (x @ weight + bias).argmax(1).cpu().numpy()
 
-        reached = score(task, classify(validation), asked(task.validation))
+        reached = score(task, predict(validation), asked(task.validation))
         if reached > best:
-            best, chosen, chosen_l2 = reached, classify, l2
+            best, chosen, chosen_l2 = reached, predict, l2
     return chosen, chosen_l2
 
 
@@ -631,6 +631,17 @@ def transfer(run, name, seed, say=None):
     }
 
 
+def tasks_before(folder, checkpoint):
+    """The tasks that transfer.json has of this checkpoint already, which others are not to take the
+    place of; {} if there are none.
+    """
+    try:
+        before = json.loads((folder / "transfer.json").read_text())
+        return before["tasks"] if before["checkpoint"] == checkpoint else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
 def alignment(run):
     """Centred cosine of the run's languages in its middle layer, from its align.json, or None where
     there is none of this model.
@@ -686,7 +697,7 @@ def follows(found, name):
         return len(points), None, None
     mixes = np.array([entry["mix"] for entry in runs_with])
     within = points.copy()
-    for mix in mixes:
+    for mix in set(mixes):
         within[mixes == mix] -= within[mixes == mix].mean(0)
     free = len(points) - len(set(mixes))  # differences that are not 0 by construction
     return len(points), correlation(points), correlation(within) if free > 1 else None
@@ -727,7 +738,7 @@ def print_mixes(found, name, languages):
     second = languages[1] if len(languages) == 2 else "others"
     head = "".join(f"{way} {language}".rjust(18) for way in ("probe", "fine-tuned")
                    for language in (languages[0], second))
-    beside = numbers.GLUE if measure == "accuracy" else {}
+    beside = numbers.GLUE if name == "source" else {}  # which is scored as GLUE is
     print(f"{'mix':14}{'runs':>5}{head}" + ("   paper: GLUE, fine-tuned" if beside else ""))
     for mix, scores in by_mix(found, name).items():
         cells = ""
@@ -756,6 +767,12 @@ def check_run(folder, config, names):
                            "is in one of them: --task=marks has a text for each")
 
 
+def kind_of(config):
+    """What runs have to have in common for their mean to say something."""
+    return tuple(config[key] for key in ("arch", "heads", "cloned", "clone", "languages", "steps",
+                                         "n_layer", "d_model"))
+
+
 def mix_of(config):
     """What a mix is called, as in paper/numbers.py: "ratio0.9", or "schedule0.9,0.1"."""
     return f"schedule{config.schedule}" if config.schedule else f"ratio{config.ratio}"
@@ -778,6 +795,12 @@ def main():
         if name not in BUILT_IN:
             read_file(name)  # before anything is measured
 
+    if args.out:
+        try:
+            Path(args.out).mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise BadInput(f"--out={args.out} is a file: expected a folder") from None
+
     found = []
     check = partial(check_run, names=names)
     for run in runs.open_runs(args.runs, pick_device(args.device), 2, check=check):
@@ -792,7 +815,9 @@ def main():
             progress("")
             print_result(run.folder, name, tasks[name])
         checkpoint = data.file_sha256(run.folder / "model.pt")
-        write_json(run.folder / "transfer.json", {"checkpoint": checkpoint, "tasks": tasks})
+        before = tasks_before(run.folder, checkpoint)
+        write_json(run.folder / "transfer.json", {"checkpoint": checkpoint,
+                                                  "tasks": before | tasks})
         found.append({
             "run": run.folder.name,
             "mix": mix_of(run.config),
@@ -803,10 +828,15 @@ def main():
         })
         languages, last = run.names, run.folder
 
-    print("\nF1: of the second label, 1 if all of it is found and nothing else. chance: the best "
-          "guess that does\nnot look. tokens alone: what can be known without a model")
-    for name in names:
-        print_mixes(found, name, languages)
+    print("\nF1: of all labels but the first, 1 if all of them are found and nothing else. chance: "
+          "the best guess that\ndoes not look. tokens alone: what can be known without a model. "
+          "Both of the first language")
+    alike = len({kind_of(entry["config"]) for entry in found}) == 1
+    if alike:
+        for name in names:
+            print_mixes(found, name, languages)
+    else:
+        print("\nthe runs differ in more than their mix and seed: no means, and no picture")
     without = [entry["run"] for entry in found if entry["centred"] is None]
     if without:
         print(f"\n{plural(len(without), 'run')} without an align.json, which says how alike the "
@@ -814,10 +844,10 @@ def main():
 
     print("\ntransfer.json is in each run's folder")
     if args.out:
-        Path(args.out).mkdir(parents=True, exist_ok=True)
         write_json(f"{args.out}/transfer.json", {"runs": found})
-        plots.transfer(f"{args.out}/transfer.png", picture(found, names, languages))
-        print(f"{args.out}/transfer.png shows them all")
+        if alike:
+            plots.transfer(f"{args.out}/transfer.png", picture(found, names, languages))
+            print(f"{args.out}/transfer.png shows them all")
     else:
         print("next: the same with --out=FOLDER draws what it says of all runs")
 
