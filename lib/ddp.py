@@ -11,6 +11,7 @@ import threading
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 
 def rank():
@@ -39,10 +40,18 @@ def start(device):
     """Meet the other processes: over NCCL if they have GPUs, over gloo if not."""
     if world() == 1:
         return
+    meeting = {}
+    if restarted():
+        # torchrun keeps the store in which processes leave their addresses: under another name
+        # those that are started again do not find the addresses of the dead
+        store, mine, size = next(rendezvous("env://"))
+        times = os.environ["TORCHELASTIC_RESTART_COUNT"]
+        meeting = dict(store=dist.PrefixStore(f"restart {times}", store), rank=mine,
+                       world_size=size)
     if device.type == "cuda":
-        dist.init_process_group("nccl", device_id=device)
+        dist.init_process_group("nccl", device_id=device, **meeting)
     else:
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", **meeting)
 
 
 @contextlib.contextmanager

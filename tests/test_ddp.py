@@ -230,9 +230,8 @@ def test_where_one_process_is_killed_torchrun_goes_on_from_the_last_checkpoint(p
     assert ended.returncode == 0, ended.stderr
 
     folder = prepared / "runs/struck"
-    # one restart is enough, but that gloo now and then fails to connect again on a busy machine
     torchrun = start_two_processes(prepared, ROOT / "train.py", *options, "--run=struck",
-                                   restarts=5)
+                                   restarts=1)
     while torchrun.poll() is None and not (folder / "model.pt").exists():
         time.sleep(0.01)
     found = subprocess.run(["pgrep", "-P", str(torchrun.pid)], capture_output=True, text=True)
