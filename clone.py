@@ -256,17 +256,21 @@ def open_texts(corpora, split):
     return texts
 
 
-def make_table(corpora, corpus, cloned, anchor_seed, vocabulary, mask=False, permuted=False):
+def make_table(corpora, corpus, cloned, anchor_seed, vocabulary, mask=False, permuted=False,
+               counts=None):
     """The table [N, V] of the languages: vocabulary_table of real ones, clone_table of clones.
 
     mask: each language has one token more, the last one, which an encoder sees in the place of
     those that it has to find. Languages share it where they share end-of-text: so clones with no
-    token in common have none here either. The table is [N, V + 1] then.
+    token in common have none here either. The table is [N, V + 1] then. counts: how often each
+    token is in the training text, if it was counted before, as wide as the table.
     """
     if isinstance(corpus, list):
         vocabularies = [token_bytes(encoder(c)) + [b"<|mask|>"] * mask for c in corpora]
         return vocabulary_table(vocabularies, vocabulary == "anchored")
-    counts = data.count_tokens(data.tokens(corpora[0], "train"), corpora[0]["vocab_size"] + mask)
+    if counts is None:
+        text = data.tokens(corpora[0], "train")
+        counts = data.count_tokens(text, corpora[0]["vocab_size"] + mask)
     table = clone_table(counts, len(corpora), cloned, anchor_seed, permuted)
     eot = corpora[0]["eot"]
     if mask and table[0, eot] == table[-1, eot]:

@@ -188,6 +188,15 @@ def tokens(manifest, split):
     return np.memmap(path, dtype=manifest["dtype"], mode="r")
 
 
+def each_document(manifest, split):
+    """Yield (name, ids [n]) of each document of a split, without its end-of-text."""
+    ids, start = tokens(manifest, split), 0
+    ends = np.flatnonzero(ids == manifest["eot"])
+    for name, end in zip(manifest["documents"][split], ends):
+        yield name, ids[start:end]
+        start = end + 1
+
+
 def expect_random_reads(ids):
     """Tell the system that a memory map will be read here and there.
 

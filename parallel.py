@@ -88,14 +88,11 @@ def check_held_out(run, source):
     sketches = data.held_out_sketches(locate_parallel(source))
     looked_at = 0
     for name, corpus in zip(run.names, run.corpora):
-        enc, ids = encoder(corpus), data.tokens(corpus, "train")
-        ends = np.flatnonzero(ids == corpus["eot"])
-        starts = [0, *(ends[:-1] + 1)]
-        found = []
-        for start, end, document in zip(starts, ends, corpus["documents"]["train"]):
-            if data.held_out(sketch(enc.decode(ids[start:end].tolist())), sketches):
+        enc, found = encoder(corpus), []
+        for document, ids in data.each_document(corpus, "train"):
+            if data.held_out(sketch(enc.decode(ids.tolist())), sketches):
                 found.append(document)
-        looked_at += len(ends)
+            looked_at += 1
         if found:
             more = " ..." if len(found) > 3 else ""
             raise BadInput(f"{run.folder} was trained on {plural(len(found), 'document')} of "

@@ -322,11 +322,11 @@ def hashes(config, corpora):
     return (texts[0], files[0]) if are_clones(config) else (texts, files)
 
 
-def make_table(config, corpora):
-    """The ids of each language of a config [N, V]."""
+def make_table(config, corpora, counts=None):
+    """The ids of each language of a config [N, V]. counts [V]: as in clone.make_table."""
     return clone.make_table(corpora, config.corpus, config.cloned, config.anchor_seed,
                             getattr(config, "vocabulary", None), config.arch == "encoder",
-                            config.clone == "permute")
+                            config.clone == "permute", counts)
 
 
 def make_languages(config, corpora):
@@ -335,15 +335,17 @@ def make_languages(config, corpora):
         encoders = [encoder(corpora[0])] * config.languages
     else:
         encoders = [encoder(corpus) for corpus in corpora]
-    table = make_table(config, corpora)
 
-    counts, train = {}, clone.open_texts(corpora, "train")
+    V = corpora[0]["vocab_size"] + (config.arch == "encoder")  # with the mask
+    found, train = {}, clone.open_texts(corpora, "train")
     for text in train:
-        if id(text) not in counts:  # clones have one text
-            counts[id(text)] = data.count_tokens(text, table.shape[1])
+        if id(text) not in found:  # clones have one text
+            found[id(text)] = data.count_tokens(text, V)
+    counts = np.stack([found[id(text)] for text in train])
+
     test = clone.open_texts(corpora, "test")
     n = min(prompt_length(config), *(len(text) for text in test))
-    return Languages(encoders, table, np.stack([counts[id(text)] for text in train]),
+    return Languages(encoders, make_table(config, corpora, counts[0]), counts,
                      np.stack([text[:n] for text in test]))
 
 

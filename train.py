@@ -368,8 +368,10 @@ def begun_before(args, given):
 
     Raises BadInput if the run of that name is another one.
     """
-    folder = Path("runs") / (args.run or "")
-    if not ddp.restarted() or args.run is None or not (folder / "config.json").exists():
+    if not ddp.restarted() or args.run is None:
+        return False
+    folder = Path("runs") / args.run
+    if not (folder / "config.json").exists():
         return False
     was = vars(runs.read_config(folder))
     for key, value in vars(make_config(args, given)).items():
@@ -411,7 +413,7 @@ def begin(run, resume, texts):
         run.keep_languages()
         print_headline(run)
         if not run.clones:
-            print_shared(run, texts)
+            print_shared(run)
         print_text_use(run, texts)
 
 
@@ -428,12 +430,11 @@ def print_headline(run):
         f"{config.optimizer}, {config.dtype} on {run.device.type}{processes}{going_on}")
 
 
-def print_shared(run, texts):
+def print_shared(run):
     """How many ids real languages share, and how much of each one's text that is."""
-    V = run.table.shape[1]
-    counts = [data.count_tokens(text, V) for text in texts]
-    shares = []
-    for name, (n, share) in zip(run.names, clone.shared_tokens(run.table, counts)):
+    V, shares = run.table.shape[1], []
+    shared = clone.shared_tokens(run.table, run.languages.counts)
+    for name, (n, share) in zip(run.names, shared):
         shares.append(f"{n:,} of {name}'s {V:,} ids, {share:.1%} of its text")
     say(f"{run.config.vocabulary} vocabularies; shared: {'; '.join(shares)}")
 

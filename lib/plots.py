@@ -99,6 +99,12 @@ def legend(fig, ncols=4):
                ncols=min(ncols, len(entries)), frameon=False, fontsize=10)
 
 
+def run_colours(names):
+    """{name: its colour} of runs or mixes; those of EN1 and EN2, which mean a language, last."""
+    palette = COLOURS[2:] + COLOURS[:2]
+    return {name: palette[i % len(palette)] for i, name in enumerate(names)}
+
+
 def points(ax, x, values, marker, line, color, label=None, **style):
     """A dot for each seed, and a line through their means.
 
@@ -343,9 +349,7 @@ def alignment_of_runs(path, summaries):
 
     summaries {name of a run: what align.summary returns}.
     """
-    # a colour a run; those of EN1 and EN2, which mean something else, come last
-    palette = COLOURS[2:] + COLOURS[:2]
-    colours = {name: palette[i % len(palette)] for i, name in enumerate(summaries)}
+    colours = run_colours(summaries)
 
     # the measures that all runs have: those with a vocabulary of their own share no token
     words, title = measures_of(next(iter(summaries.values())))
@@ -547,7 +551,7 @@ def transfer(path, tasks):
                  title=f"{name}: by mix")
 
             second = numbers["languages"][1]
-            for mix, colour in zip(mixes, COLOURS[2:] + COLOURS[:2]):
+            for mix, colour in run_colours(mixes).items():
                 draws = [(cosine, score) for cosine, of, score in numbers["alike"] if of == mix]
                 if draws:
                     by_cosine.plot(*zip(*draws), "^", color=colour, alpha=0.8,
@@ -680,12 +684,13 @@ def interchanges(path, exchange, worth):
         by_layer, by_mix = axes[0]
         n_layers = len(next(iter(exchange.values()))[0]["here"])
         lines = {"here": ("o-", "at every 16th position"), "around": ("s:", "at all but these")}
-        for colour, (mix, draws) in zip(COLOURS[2:], exchange.items()):
+        colours = run_colours(exchange)
+        for mix, draws in exchange.items():
             for what, (style, words) in lines.items():
                 for i, draw in enumerate(draws):
                     values = [np.nan if value is None else value for value in draw[what]]
                     label = f"{mix.replace('ratio', '')}, {words}" if i == 0 else None
-                    by_layer.plot(values, style, ms=4, color=colour, alpha=0.7, label=label)
+                    by_layer.plot(values, style, ms=4, color=colours[mix], alpha=0.7, label=label)
         for level in (0, 1):
             by_layer.axhline(level, color="0.6", lw=1, ls=":")
         by_layer.set_xticks(range(n_layers))

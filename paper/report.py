@@ -71,8 +71,12 @@ def extra_perplexity(result):
 
 def retrieval(result):
     """retrieval@1 in the middle layer, the one that train.py watches."""
-    layers = result["align"]["layers"]
-    return layers[(len(layers) - 1) // 2]["retrieval"]["value"]
+    return result["align"]["layers"][middle(result)]["retrieval"]["value"]
+
+
+def middle(result):
+    """The number of the middle layer."""
+    return (len(result["align"]["layers"]) - 1) // 2
 
 
 def shared(result):
@@ -245,9 +249,8 @@ def interchanges(found, names, beside):
             "its floor", "its ceiling", "seeds"]
     rows, found = [], with_patching(found, names)
     for name, results in found.items():
-        layer = (len(results[0]["align"]["layers"]) - 1) // 2  # the middle
         row = [name, stat(seeds(found, name, interchange, "all")),
-               stat(seeds(found, name, interchange, "here", layer)),
+               stat(seeds(found, name, interchange, "here", middle(results[0]))),
                stat(seeds(found, name, interchange, "around", 0))]
         for key in ("correlation", "floor", "ceiling"):
             row.append(stat(seeds(found, name, ablation, key)))

@@ -94,12 +94,7 @@ def documents(corpus, splits):
     """[(name, ids [n])] of the documents of some splits, without their end-of-text."""
     found = []
     for split in splits:
-        text = data.tokens(corpus, split)
-        start = 0
-        ends = np.flatnonzero(text == corpus["eot"])
-        for name, end in zip(corpus["documents"][split], ends):
-            found.append((name, np.array(text[start:end], dtype=np.int64)))
-            start = end + 1
+        found += [(name, ids.astype(np.int64)) for name, ids in data.each_document(corpus, split)]
     return found
 
 
