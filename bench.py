@@ -5,6 +5,7 @@
     python bench.py --vs=../nanoGPT                  # beside a checkout of nanoGPT
     python bench.py --vs=transformers                # beside Hugging Face's GPT-2
     python bench.py --scale                          # what a text of 2 billion tokens costs
+    python bench.py --text=docs                      # how long it takes to make ids of a text
     python bench.py --out=paper/results/bench.json   # and keep the numbers
 
 The plain way, written out in plain_loss, is what one writes first: fp32 throughout, one
@@ -24,9 +25,13 @@ opened, an empty file that takes no room on the disk, and batches are made of it
 seconds until the first batch, once the text is open, the memory that it takes, and the
 milliseconds of each further one.
 
+With --text a text is made into ids, as data.py does it, and nothing is kept. Shown are the seconds
+of each stage, and how many times as long it took as tiktoken alone, which does nothing but encode
+the same documents on as many threads.
+
 With --vs, ours and theirs take turns in the same manner, each as its README runs it and in what
-else may be its best way: compiled, or in bf16. All have models of one shape, except that theirs
-ties its two embedding matrices.
+else may be its best way: compiled, or in bf16 where the CPU has it. All have models of one shape,
+except that theirs ties its two embedding matrices.
 """
 import contextlib
 import importlib.util
@@ -36,7 +41,7 @@ import statistics
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -47,6 +52,7 @@ import torch
 import torch.nn.functional as F
 
 import clone
+import data
 from lib.cli import BadInput, Parser, run_main, write_json
 from model import (
     ARCHITECTURES,
@@ -135,17 +141,19 @@ def check_theirs(vs):
                        "model.py: git clone https://github.com/karpathy/nanoGPT")
 
 
-def their_ways(vs, device):
-    """{name: Way}: as their README runs it, and what may be its best way here."""
+def their_ways(vs, device, dtype):
+    """{name: Way}: as their README runs it, and what may be its best way here.
+
+    dtype: the faster one here. A CPU that has no bf16 takes minutes for a step in it.
+    """
     name = "transformers" if vs == "transformers" else "nanoGPT"
     vs = vs if vs == "transformers" else str(Path(vs).resolve())  # whatever the folder is called
     if device.type == "cuda":
         return {name: Way(vs, torch.bfloat16), f"{name} compiled": Way(vs, torch.bfloat16, True)}
-    return {
-        name: Way(vs, torch.float32),
-        f"{name} compiled": Way(vs, torch.float32, True),
-        f"{name} bf16": Way(vs, torch.bfloat16),
-    }
+    ways = {name: Way(vs, torch.float32), f"{name} compiled": Way(vs, torch.float32, True)}
+    if dtype == torch.bfloat16:
+        ways[f"{name} bf16"] = Way(vs, torch.bfloat16)
+    return ways
 
 
 def their_model(code, shape, vocab_size):
@@ -294,6 +302,63 @@ def measure_text(n_tokens, path):
     memory = peak_memory(cpu) - before
     each = [timed(partial(batch, step), cpu) for step in range(1, 201)]
     return seconds, memory, 1000 * statistics.median(each)
+
+
+def measure_preparing(corpus):
+    """(MB of text, {stage: seconds}, MB of memory) of making ids of a text, as data.build does.
+
+    The last stage is tiktoken alone. The memory is of the others. Raises BadInput.
+    """
+    cpu, seconds = torch.device("cpu"), {}
+    sources = data.locate(corpus)
+    before = peak_memory(cpu)
+
+    def stage(name, function, *args):
+        start = time.perf_counter()
+        result = function(*args)
+        seconds[name] = seconds.get(name, 0) + time.perf_counter() - start
+        return result
+
+    with tempfile.TemporaryDirectory() as folder, open(Path(folder) / "text", "w+b") as spool:
+        kept, *_ = stage("read, and drop repeats", data.gather, sources, spool)
+        if not kept:
+            raise BadInput(f"--text={corpus} is empty")
+        parts = data.split_documents(data.cut(spool, kept))
+        counts = stage("count words", data.count_words, spool, parts["train"])
+        ranks = stage("learn merges", data.learn_bpe, counts, data.VOCAB_SIZE)
+        data.save_ranks(Path(folder) / "tokenizer.tiktoken", ranks)
+        enc = data.encoder({"tokenizer": "bpe", "folder": folder})
+        for part in parts.values():
+            stage("encode", data.encode, spool, part, enc, np.dtype("uint16"),
+                  Path(folder) / "ids.bin")
+        memory = peak_memory(cpu) - before
+
+        # tiktoken alone, on as many documents at a time as there are threads
+        threads = data.encode_threads()
+        with ThreadPoolExecutor(threads) as pool:
+            for i in range(0, len(kept), threads):
+                texts = [data.read_text(spool, document) for document in kept[i:i + threads]]
+                stage("tiktoken alone", encode_alone, pool, enc, texts)
+    return sum(document.size for document in kept) / 1e6, seconds, memory
+
+
+def encode_alone(pool, enc, texts):
+    """Encode some texts, one a thread, and leave the ids."""
+    for _ in pool.map(partial(enc.encode_to_numpy, disallowed_special=()), texts):
+        pass
+
+
+def show_preparing(corpus):
+    """What measure_preparing finds of a corpus, as a table and as a dict."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        megabytes, seconds, memory = pool.submit(measure_preparing, corpus).result()
+    print(f"{corpus}: {megabytes:,.1f} MB of text, {data.encode_threads()} threads, "
+          f"{memory:,.0f} MB of memory\n")
+    print(f"{'stage':24}{'seconds':>10}{'MB/s':>10}{'times tiktoken alone':>22}")
+    alone = seconds["tiktoken alone"]
+    for name, s in seconds.items():
+        print(f"{name:24}{s:10.2f}{megabytes / s:10.1f}{s / alone:22.2f}")
+    return {"corpus": corpus, "megabytes": megabytes, "seconds": seconds, "memory_mb": memory}
 
 
 def show_scale(sizes=(10**6, 10**8, 2 * 10**9)):
@@ -492,6 +557,8 @@ def main():
                   "and nano-128; with --vs mini too, and on a GPU nano and the paper's)")
     parser.option("--scale", False, "instead: how long batches take to make, and how much memory, "
                   "of ever longer texts", bool)
+    parser.option("--text", None, "instead: how long each stage of data.py takes to make ids of "
+                  "this text, what --corpus may be (default: none)")
     parser.option("--turns", 4, "turns of each way, A B A B ...", int)
     parser.option("--steps", 20, "train steps a turn", int)
     parser.option("--arch", "decoder", "architecture, as in train.py", choices=ARCHITECTURES)
@@ -502,12 +569,16 @@ def main():
         raise BadInput(f"--turns={args.turns} --steps={args.steps}: expected 1 or more of each")
     if args.out and not Path(args.out).parent.is_dir():
         raise BadInput(f"--out={args.out}: there is no folder {Path(args.out).parent}")
-    if args.scale and (args.vs or args.models):
-        raise BadInput("--scale trains nothing: leave --vs and --models out")
-    if args.scale:
-        rows = show_scale()
+    if (args.scale or args.text) and (args.vs or args.models):
+        raise BadInput("--scale and --text train nothing: leave --vs and --models out")
+    if args.scale or args.text:
+        result = {}
+        if args.scale:
+            result["batches"] = show_scale()
+        if args.text:
+            result["text"] = show_preparing(args.text)
         if args.out:
-            write_json(args.out, {"batches": rows})
+            write_json(args.out, result)
         return
     if args.vs:
         check_theirs(args.vs)
@@ -537,7 +608,7 @@ def main():
     ways = {"nanoclone": Way("nanoclone", dtype)}
     if args.vs:
         ways["nanoclone compiled"] = Way("nanoclone", dtype, True)
-        ways |= their_ways(args.vs, device)
+        ways |= their_ways(args.vs, device, dtype)
         ways = leave_compiled_out(ways, device)
     else:
         ways["plain"] = Way("plain", torch.float32)

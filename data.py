@@ -320,7 +320,7 @@ def encode(spool, part, enc, dtype, path):
 
     Returns how many ids there are. Raises BadInput for a text that the tokenizer cannot take.
     """
-    threads = min(8, os.cpu_count())
+    threads = encode_threads()
     with ThreadPoolExecutor(threads) as pool, open(path, "wb") as f:
         # a few documents at a time, one a thread, so that few are held at once
         for i in range(0, len(part), threads):
@@ -330,6 +330,10 @@ def encode(spool, part, enc, dtype, path):
             for ids in pool.map(partial(encode_document, enc), names, texts):
                 f.write(ids.astype(dtype).tobytes())
         return f.tell() // dtype.itemsize
+
+
+def encode_threads():
+    return min(8, os.cpu_count())
 
 
 def encode_document(enc, name, text):

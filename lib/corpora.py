@@ -599,11 +599,13 @@ def sketch(text, size=256):
     These are the `size` smallest of all its sentences' hashes. Which sentences they come from is
     as good as random, but in every text it is the same ones.
     """
+    # Letters only, for editions differ in spaces, line breaks, punctuation and marks; and what ends
+    # a sentence: . ! ? and those of all scripts.
+    ends = r"\p{Sentence_Terminal}"
     hashes = set()
-    for sentence in regex.split(r"\p{Sentence_Terminal}", text):  # . ! ? and those of all scripts
-        # Letters only, for editions differ in spaces, line breaks, punctuation and marks. Short
-        # sentences are left out: "Yes", "he said" and the like stand in every novel.
-        letters = regex.sub(r"\P{L}+", "", sentence).lower()
+    for letters in regex.split(ends, regex.sub(rf"[^\p{{L}}{ends}]+", "", text)):
+        # Short sentences are left out: "Yes", "he said" and the like stand in every novel.
+        letters = letters.lower()
         for piece in [letters] if len(letters) < 1000 else pieces(letters):
             block = piece.encode()
             if len(block) >= 20:  # 20 letters of English, 7 characters of Chinese

@@ -4,10 +4,11 @@ from multiprocessing import get_context
 import numpy as np
 import pytest
 import torch
-from conftest import fails
+from conftest import fails, write_corpus
 from torch.utils.flop_counter import FlopCounterMode
 
 import bench
+import data
 from model import GPT, SIZES
 
 
@@ -145,10 +146,16 @@ def test_times_are_of_our_best_way_turn_by_turn():
     (["--models=nano,huge"], "there is no huge"),
     (["--turns=0"], "expected 1 or more of each"),
     (["--out=nowhere/a.json"], "there is no folder nowhere"),
-    (["--scale", "--models=nano"], "trains nothing"),
+    (["--scale", "--models=nano"], "train nothing"),
+    (["--text=nowhere"], "neither a file nor one of docs"),
+    (["--text=EMPTY"], "empty.txt is empty"),
 ])
-def test_what_cannot_be_measured_is_refused(options, expected, checkout, monkeypatch, capsys):
-    options = [option.replace("CHECKOUT", checkout) for option in options]
+def test_what_cannot_be_measured_is_refused(tmp_path, options, expected, checkout, monkeypatch,
+                                            capsys):
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n")
+    options = [option.replace("CHECKOUT", checkout).replace("EMPTY", str(empty))
+               for option in options]
     assert expected in fails(bench.main, options, monkeypatch, capsys)
 
 
@@ -165,3 +172,33 @@ def test_a_text_is_measured_and_leaves_nothing_behind(tmp_path):
     (_, small, _), (_, large, _) = found
     # two numbers of 8 bytes a window of 129 tokens, and some room: the whole text would be 200 MB
     assert small < large < small + 2 * 8 * 10**8 / 129 / 1e6 + 40
+
+
+# ------------------------------------------------------------------------------------------------
+# --text
+
+def test_the_stages_are_those_of_data_py_on_all_of_a_text(here, monkeypatch):
+    """Each of them is given what data.build gives it."""
+    write_corpus(here / "books", documents=8)
+    calls = []
+
+    def spy_on(name):
+        function = getattr(data, name)
+
+        def spy(*args):
+            calls.append((name, args[1] if name in ("count_words", "encode") else None))
+            return function(*args)
+        monkeypatch.setattr(data, name, spy)
+
+    for name in ("gather", "count_words", "learn_bpe", "encode"):
+        spy_on(name)
+
+    monkeypatch.setattr(data, "VOCAB_SIZE", 300)
+    megabytes, seconds, _ = bench.measure_preparing("books")
+    assert [path.name for path in here.iterdir()] == ["books"]
+    measured = calls.copy()
+    calls.clear()
+    manifest = data.prepare("books", 300)
+    assert measured == calls
+    assert megabytes * 1e6 == sum(manifest["bytes"].values())
+    assert list(seconds)[-1] == "tiktoken alone" and min(seconds.values()) > 0

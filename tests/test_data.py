@@ -1,7 +1,10 @@
 import http.server
 import json
 import os
+import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 import zipfile
@@ -9,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import tiktoken
-from conftest import fails, finish, listing, script, write_corpus
+from conftest import ONE_THREAD, ROOT, fails, finish, listing, script, write_corpus
 
 import data
 from lib import bpe
@@ -88,6 +91,26 @@ def test_the_splits_are_drawn_from_all_of_a_corpus_and_always_the_same():
     assert found["test"] == ["65", "62", "51", "38", "61"]
     assert found["train"][:5] == ["45", "74", "27", "64", "17"]
     assert sorted(sum(found.values(), [])) == [f"{i:02}" for i in range(100)]
+
+
+def test_memory_does_not_grow_with_a_corpus(here):
+    """Of a file 128 times as large as what is read at a time; here that is 256 kB."""
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abcdefghij", k=6)) for _ in range(2000)]
+
+    def text(n_bytes):
+        return ".\n".join(" ".join(rng.choices(words, k=20)) for _ in range(n_bytes // 141))
+
+    def peak(corpus):
+        code = ("import data, bench, lib.corpora, torch; lib.corpora.PIECE = 1 << 18; "
+                f"data.prepare('{corpus}', 300); print(bench.peak_memory(torch.device('cpu')))")
+        process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                                 env=ONE_THREAD | {"PYTHONPATH": str(ROOT)}, check=True)
+        return float(process.stdout.split()[-1])
+
+    (here / "small.txt").write_text(text(4 << 20))
+    (here / "large.txt").write_text(text(32 << 20))
+    assert peak("large.txt") < peak("small.txt") + 16  # MB, where the text has 29 more
 
 
 def test_one_text_is_cut_into_three(here):
