@@ -165,8 +165,8 @@ def their_model(code, shape, vocab_size):
         from transformers import GPT2Config, GPT2LMHeadModel
         model = GPT2LMHeadModel(GPT2Config(
             vocab_size=vocab_size, n_positions=shape["context"], n_embd=shape["d_model"],
-            n_layer=shape["n_layer"], n_head=shape["n_head"],
-            resid_pdrop=0, embd_pdrop=0, attn_pdrop=0))
+            n_layer=shape["n_layer"], n_head=shape["n_head"], resid_pdrop=0, embd_pdrop=0,
+            attn_pdrop=0, bos_token_id=None, eos_token_id=None))  # which would be GPT-2's
 
         def loss(called, ids):  # it shifts the labels by itself
             return called(input_ids=ids[:, :-1], labels=ids[:, :-1]).loss

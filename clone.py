@@ -557,13 +557,15 @@ def check_real_languages(args):
 
 
 def show_sentence(names, sentence, enc, table):
-    """One sentence [n] in each clone: its ids, and what they decode to."""
-    encoders = [enc] * len(table)
-    print("tokens      " + " ".join(f"{enc.decode([i]):>7}" for i in sentence))
+    """One sentence [n] in each clone: its ids, a dozen a line, and what they decode to."""
+    for start in range(0, len(sentence), 12):
+        some = sentence[start:start + 12]
+        print("tokens    " + "".join(f"{enc.decode([i]):>7}" for i in some))
+        for name, row in zip(names, table):
+            print(f"{name:6}ids " + "".join(f"{i:7}" for i in row[some]))
+        print()
     for name, row in zip(names, table):
-        ids = row[sentence]
-        print(f"{name:6} ids   " + " ".join(f"{i:7}" for i in ids)
-              + f"   decoded: {spell(ids, encoders, table)}")
+        print(f"{name:6}decoded: {spell(row[sentence], [enc] * len(table), table)}")
 
 
 def show_real_languages(names, corpora, texts, table):

@@ -417,7 +417,8 @@ def add_efficiency(results):
             law = fit_law([n for n, _ in points], [ppl for _, ppl in points])
         except BadInput as error:
             without = len({id(result) for config, result, _ in group if config.languages > 1})
-            remarks.append(f"{of_whom}no token efficiency for {without} of the runs: {error}")
+            remarks.append(f"{of_whom}no token efficiency for {without} of the runs: {error}; "
+                           "train.py ends with the commands of such runs")
             continue
         remarks.append(of_whom + describe(law, len(points)))
         same_batch = {}  # the points of each setting
@@ -541,8 +542,11 @@ def load_result(run, last_n, most):
 
 def print_table(results):
     """Perplexity and token efficiency, a line a language, of [(folder, config, result)]."""
-    print(f"\n{'run':28} {'':5}{'tokens seen':>13}{'perplexity':>12}{'± se':>8}{'bits/byte':>11}"
-          f"{'MLPE':>9}{'MLTE':>13}{'TEff, law':>11}{'TEff':>7}  95 % interval of the law")
+    head = (f"\n{'run':28} {'':5}{'tokens seen':>13}{'perplexity':>12}{'± se':>8}"
+            f"{'bits/byte':>11}")
+    if any("teff" in x for _, _, result in results for x in result["languages"]):
+        head += f"{'MLPE':>9}{'MLTE':>13}{'TEff, law':>11}{'TEff':>7}  95 % interval of the law"
+    print(head)
     for folder, _, result in results:
         name = folder.name[:28]
         for x in result["languages"]:
@@ -701,6 +705,7 @@ def main():
             prompts = run.languages.prompts
             if args.prompt is not None:
                 prompts = encode_prompt(run, args.prompt)
+            print(f"\n{run.folder}")
             print_samples(run, prompts)
         return
 

@@ -204,6 +204,9 @@ def new_folder(name, given, config):
                 raise
             continue  # the next number
         write_json(folder / "config.json", vars(config))
+        if i > 1:
+            print(f"runs/{base} is there already: this is another one. To go on with that one: "
+                  f"python train.py --run={base} --resume", flush=True)
         return folder, held
 
 
@@ -240,7 +243,9 @@ def read_config(folder):
     try:
         config = SimpleNamespace(**ADDED | json.loads((folder / "config.json").read_text()))
     except (OSError, ValueError, TypeError):
-        there = sorted(path.parent.name for path in Path("runs").glob("*/config.json"))
+        # a folder of runs is taken for one of them, at times
+        below = sorted(str(path.parent) for path in folder.glob("*/config.json"))
+        there = below or sorted(path.parent.name for path in Path("runs").glob("*/config.json"))
         raise BadInput(f"{folder} is no run with a config.json; "
                        f"there are: {', '.join(there) or 'none yet'}") from None
     version = getattr(config, "version", 1)
@@ -450,14 +455,17 @@ def open_runs(names, device, minimum=1, corpus=None, parallel=None, check=None, 
     for name in names:
         if Path(name).is_file():  # eval.py runs/* names runs/align.png too
             continue
+        # NAME alone is runs/NAME, unless that folder here is a run, or has some
         folder = Path(name)
-        if not (folder / "config.json").exists():
+        here = [*folder.glob("config.json"), *folder.glob("*/config.json")]
+        if len(folder.parts) == 1 and not here:
             folder = Path("runs") / name
         config = read_config(folder)
         step = load_checkpoint(folder, config)["step"]
         if step < config.steps:
             raise BadInput(f"{folder} is still training, or was stopped, at step {step:,} of "
-                           f"{config.steps:,}: finish it with --run={folder.name} --resume")
+                           f"{config.steps:,}: finish it with "
+                           f"python train.py --run={folder.name} --resume")
         if config.languages < minimum:
             raise BadInput(f"{folder} is monolingual: expected a run of two languages or more")
         if text is not None and not are_clones(config):

@@ -47,7 +47,10 @@ class Parser(argparse.ArgumentParser):
         """
         if isinstance(default, dict):
             by_size = ", ".join(f"{size} {_word(value)}" for size, value in default.items())
-            help += f" (default: by --size: {by_size})"
+            if len(set(default.values())) == 1:  # the same in all
+                help += f" (default: {_word(next(iter(default.values())))})"
+            else:
+                help += f" (default: by --size: {by_size})"
             default = None
         elif default is not None:
             help += f" (default: {_word(default)})"

@@ -122,8 +122,8 @@ def files(path, passed_over=None):
     """
     if not path.exists():
         raise BadInput(
-            f"corpus {str(path)!r} is neither a file nor one of docs, {', '.join(NAMED)} "
-            "(docs and files need no network)"
+            f"corpus {str(path)!r} is neither a file, nor a folder, nor one of docs, "
+            f"{', '.join(NAMED)} (docs and files need no network)"
         )
     passed_over = Counter() if passed_over is None else passed_over
     found = []

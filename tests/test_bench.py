@@ -147,7 +147,7 @@ def test_times_are_of_our_best_way_turn_by_turn():
     (["--turns=0"], "expected 1 or more of each"),
     (["--out=nowhere/a.json"], "there is no folder nowhere"),
     (["--scale", "--models=nano"], "train nothing"),
-    (["--text=nowhere"], "neither a file nor one of docs"),
+    (["--text=nowhere"], "neither a file, nor a folder, nor one of docs"),
     (["--text=EMPTY"], "empty.txt is empty"),
 ])
 def test_what_cannot_be_measured_is_refused(tmp_path, options, expected, checkout, monkeypatch,

@@ -15,6 +15,7 @@ def make_parser():
     parser.option("--corpus", "docs", "what is read")
     parser.group("model")
     parser.option("--width", {"nano": 64, "mini": 512}, "100 % of the width", int)
+    parser.option("--depth", {"nano": 2, "mini": 2}, "in all sizes alike", int)
     parser.option("--tied", False, "one matrix", bool)
     parser.option("--size", "nano", "a preset", choices=["nano", "mini"])
     return parser
@@ -30,7 +31,8 @@ def parse(monkeypatch, *options):
 
 def test_all_options_and_those_given(monkeypatch):
     args, given = parse(monkeypatch, "--width=32", "--size=nano")
-    assert vars(args) == {"corpus": "docs", "width": 32, "tied": False, "size": "nano"}
+    assert vars(args) == {"corpus": "docs", "width": 32, "depth": None, "tied": False,
+                          "size": "nano"}
     # an option that is given counts as given, even if it says what the default says
     assert given == {"width": 32, "size": "nano"}
 
@@ -56,6 +58,7 @@ def test_help_has_headings_and_every_default():
     help_text = " ".join(make_parser().format_help().split())
     assert "text: --corpus STR what is read (default: docs)" in help_text
     assert ("model: --width INT 100 % of the width (default: by --size: nano 64, mini 512) "
+            "--depth INT in all sizes alike (default: 2) "
             "--tied [BOOL] one matrix (default: false)") in help_text
 
 

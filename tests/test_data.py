@@ -320,7 +320,7 @@ FILES = {
 }
 
 BAD_SOURCES = [
-    ("nowhere.txt", "neither a file nor one of docs, eltec-eng"),
+    ("nowhere.txt", "neither a file, nor a folder, nor one of docs, eltec-eng"),
     ("empty.txt", "is empty"),
     ("blank", "expected .txt"),
     ("binary.txt", "is not text"),

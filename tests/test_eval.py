@@ -727,26 +727,30 @@ def test_a_run_that_is_carried_away_writes_the_same(tmp_path, monkeypatch, capsy
         if path.suffix in (".npz", ".tiktoken"):
             path.unlink()
     assert len(listing(here / "runs/old")) == len(kept) - (3 if kind == "real" else 2)
-    written = [call(monkeypatch, capsys, name, *options) for name in ("old", "a")
-               for options in (["--sample"], ["--sample", "--prompt=The old cat"])]
+
+    def sample(name, *options):  # without its first lines, which name the folder
+        return call(monkeypatch, capsys, name, "--sample", *options).split("\n", 2)[2]
+
+    written = [sample(name, *options) for name in ("old", "a")
+               for options in ([], ["--prompt=The old cat"])]
     assert written[:2] == written[2:]
 
     shutil.move("runs/a", there / "b")
     shutil.rmtree(here)
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
-    assert written[2] == call(monkeypatch, capsys, there / "b", "--sample")
-    assert written[3] == call(monkeypatch, capsys, there / "b", "--sample", "--prompt=The old cat")
+    assert written[2:] == [sample(there / "b"), sample(there / "b", "--prompt=The old cat")]
     assert not listing(tmp_path / "empty") and listing(there / "b") == kept
 
     # what it was tested on is gone
     error = fails(eval_.main, [str(there / "b")], monkeypatch, capsys)
-    assert "is neither a file nor one of docs" in error
+    assert "is neither a file, nor a folder, nor one of docs" in error
 
 
 def test_a_prompt_is_continued_in_each_language(work, monkeypatch, capsys):
     monkeypatch.chdir(work)
     out = call(monkeypatch, capsys, "both", "--sample", "--prompt=The red fish")
+    assert out.startswith("\nruns/both\n")  # which of several it is
     assert out.count("prompt: 'The red fish'") == 2
 
     run, = runs.open_runs(["both"], CPU, sampling=True)
@@ -808,7 +812,7 @@ def test_the_text_of_the_test_split_has_the_numbers_of_the_test_split(work, monk
 
 @pytest.mark.parametrize("options, expected", [
     (["both", "--text=few.txt"], "the test text of EN1 has 6 tokens, fewer than 1 window of runs/"),
-    (["both", "--text=nowhere"], "'nowhere' is neither a file nor one of docs"),
+    (["both", "--text=nowhere"], "'nowhere' is neither a file, nor a folder, nor one of docs"),
     (["both", "--text="], "corpus '' has an empty part"),
     (["both", "--text=empty.txt"], "the text empty.txt is empty"),
     (["real", "--text=few.txt"], "--text=few.txt is one text, and the languages of runs/real are"),
@@ -833,7 +837,8 @@ def test_a_text_or_a_prompt_that_cannot_be_used(work, options, expected, monkeyp
 
 
 @pytest.mark.parametrize("options, expected", [
-    (["runs/nowhere"], "is no run with a config.json; there are: "),
+    (["runs/nowhere"], "runs/nowhere is no run with a config.json; there are: "),
+    (["runs"], "runs is no run with a config.json; there are: runs/"),  # which are below it
     ([], "required"),
     (["runs/both", "runs/other"], "is of another corpus (others) than runs/both (books)"),
     (["runs/both", "--last_n=99"], "expected 1 to 16"),

@@ -100,7 +100,7 @@ def planted_align(n_layer, seed):
         embeddings[side] = entry(value) | {"all_pairs": value / 2, "by_frequency": bins}
     exchange = {"all": {"value": 0.7},
                 "here": [{"value": 0.1 + 0.01 * layer} for layer in range(n_layer + 1)],
-                "around": [{"value": 0.2} for _ in range(n_layer)]}
+                "around": [{"value": 0.2 + 0.01 * layer} for layer in range(n_layer)]}
     return {"layers": layers, "gradients": gradients, "embeddings": embeddings,
             "interchange": exchange,
             "ablation": {"correlation": 0.5, "floor": 0.2, "ceiling": 0.9}}
@@ -137,6 +137,12 @@ def test_mean_and_spread_in_words():
     assert report.stat([]) == "-"
     assert report.stat([9.04e10]) == "9.0e+10"
     assert report.stat([0.01, 0.03], "+.1%") == "+2.0% ± 1.4%"
+
+
+@pytest.mark.parametrize("n_layer", [2, 3])
+def test_the_middle_layer_is_the_one_that_train_watches(n_layer):
+    """Planted there: 0.5. Of 3 layers, so of 4 states, it is layer 1."""
+    assert report.retrieval({"align": planted_align(n_layer, 0)}) == 0.5
 
 
 def test_planted_efficiency_comes_out_in_the_tables(tmp_path):

@@ -100,12 +100,14 @@ def test_the_log_is_read_by_what_a_line_has(here):
 # ------------------------------------------------------------------------------------------------
 # New folders and old ones
 
-def test_a_run_without_a_name_has_one_after_its_options(here):
+def test_a_run_without_a_name_has_one_after_its_options(here, capsys):
     config = CONFIG
     given = {"ratio": "0.9", "corpus": "my novels/a.txt", "device": "cpu", "micro_batch": 4}
     first, _ = runs.new_folder(None, given, config)
     assert first == Path("runs/ratio0.9-corpusmy_novels_a.txt")  # the machine is not in it
+    assert "is there already" not in capsys.readouterr().out
     assert runs.new_folder(None, given, config)[0] == first.with_name(first.name + "-2")
+    assert f"python train.py --run={first.name} --resume" in capsys.readouterr().out
     assert runs.new_folder(None, given, config)[0] == first.with_name(first.name + "-3")
     assert runs.new_folder(None, {}, config)[0] == Path("runs/default")
     assert runs.read_config(first) == config
@@ -292,7 +294,7 @@ def test_a_run_is_opened_when_its_text_has_moved(made, monkeypatch, tmp_path):
 
     # prepared nowhere: it is made again, from where the text is now
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(BadInput, match="neither a file nor"):
+    with pytest.raises(BadInput, match="neither a file, nor"):
         runs.open_corpora(folder, config)
     again = runs.open_corpora(folder, config, corpus=str(work / "books"))
     assert again[0]["files"] == config.data_sha256
