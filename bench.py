@@ -144,7 +144,7 @@ def check_theirs(vs):
 def their_ways(vs, device, dtype):
     """{name: Way}: as their README runs it, and what may be its best way here.
 
-    dtype: the faster one here. A CPU that has no bf16 takes minutes for a step in it.
+    dtype: the faster one here. A CPU that has no bf16 takes minutes for a turn in it.
     """
     name = "transformers" if vs == "transformers" else "nanoGPT"
     vs = vs if vs == "transformers" else str(Path(vs).resolve())  # whatever the folder is called
