@@ -20,6 +20,7 @@ import re
 import shutil
 import tempfile
 import time
+from array import array
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -36,6 +37,7 @@ from lib.cli import (
     as_options,
     lock,
     plural,
+    progress,
     run_main,
     unlock,
     write_json,
@@ -271,7 +273,8 @@ def build(folder, corpus, sources, vocab_size, tokenizer, parallel):
         for split, part in parts.items():
             n_tokens[split] = encode(spool, part, enc, dtype, folder / f"{split}.bin")
 
-    digest = file_sha256(spool_path)
+        digest = text_sha256(spool, kept)
+
     spool_path.unlink()
     more = {"kept_out": kept_out} if parallel else {}
     write_json(folder / "manifest.json", more | {
@@ -299,6 +302,15 @@ def read_text(spool, document):
     return spool.read(document.size).decode()
 
 
+def text_sha256(spool, kept):
+    """The hash of all documents, one after another."""
+    digest = hashlib.sha256()
+    for document in kept:
+        spool.seek(document.offset)
+        digest.update(spool.read(document.size))
+    return digest.hexdigest()
+
+
 def count_words(spool, part):
     """{word as bytes: how often it occurs} in the first 256 MB of the documents of `part`.
 
@@ -320,7 +332,8 @@ def encode(spool, part, enc, dtype, path):
 
     Returns how many ids there are. Raises BadInput for a text that the tokenizer cannot take.
     """
-    threads = encode_threads()
+    threads, total = encode_threads(), sum(document.size for document in part)
+    done = 0  # bytes
     with ThreadPoolExecutor(threads) as pool, open(path, "wb") as f:
         # a few documents at a time, one a thread, so that few are held at once
         for i in range(0, len(part), threads):
@@ -329,6 +342,9 @@ def encode(spool, part, enc, dtype, path):
             texts = [read_text(spool, document) for document in some]
             for ids in pool.map(partial(encode_document, enc), names, texts):
                 f.write(ids.astype(dtype).tobytes())
+            done += sum(document.size for document in some)
+            progress(f"encoding {path.stem}: {done / total:.0%}")
+        progress("")
         return f.tell() // dtype.itemsize
 
 
@@ -391,38 +407,61 @@ def held_out(mine, sketches):
 
 
 def gather(sources, spool, sketches_held_out=()):
-    """Copy the documents of all sources to the spool, but those that repeat an earlier one.
+    """Copy the documents of all sources to the spool, and find those that repeat an earlier one.
 
-    Returns ([Document], [names of those dropped], [names of those kept out], {ending: files passed
-    over}). Two editions of one novel must not land in two splits: a document goes if its sketch, a
-    sample of its sentences, shares more than half with that of an earlier document, the one with
-    which it shares most. One that shares as much with any that is held out is kept out.
+    Returns ([Document], [names of those that repeat], [names of those kept out], {ending: files
+    passed over}). One that shares more than half of its sketch with that of any that is held out
+    is kept out: it is not copied.
     """
-    kept, dropped, kept_out, sketches, passed_over = [], [], [], [], Counter()
-    owner = {}  # hash of a sentence -> number of the first sketch that has it
+    found, kept_out, passed_over = [], [], Counter()
+    sketches, starts = array("I"), [0]  # all sketches in a row, and where each begins
     for source in sources:
         # closed at once if a signal comes: those who read for us are not to go on
-        with contextlib.closing(documents(source, passed_over)) as found:
-            for name, text in found:
+        with contextlib.closing(documents(source, passed_over)) as texts:
+            for name, text in texts:
                 mine, block = sketch(text), text.encode()
                 if held_out(mine, sketches_held_out):
                     kept_out.append(name)
-                    continue
-
-                shared = Counter(owner[h] for h in mine if h in owner)
-                if shared:
-                    rival, _ = shared.most_common(1)[0]
-                    if overlap(mine, sketches[rival]) > 0.5:
-                        dropped.append(name)
-                        continue
-
-                if block.strip():
-                    for h in mine:
-                        owner.setdefault(h, len(sketches))
-                    sketches.append(mine)
-                    kept.append(Document(name, spool.tell(), len(block)))
+                elif block.strip():
+                    found.append(Document(name, spool.tell(), len(block)))
                     spool.write(block)
+                    sketches.extend(mine)
+                    starts.append(len(sketches))
+                    progress(f"reading: {len(found):,} documents, {spool.tell() / 1e6:,.0f} MB")
+    progress("")
+    kept, dropped = drop_repeats(found, sketches, starts)
     return kept, dropped, kept_out, passed_over
+
+
+def drop_repeats(found, sketches, starts):
+    """([Document] that are new, [names of those that repeat an earlier one]).
+
+    Two editions of one novel must not land in two splits: a document goes if its sketch, a sample
+    of its sentences, shares more than half with that of an earlier document, the one with which it
+    shares most. sketches: array of the hashes of all, starts: where in it each document's begin.
+
+    A corpus of gigabytes in small files has tens of millions of hashes, so they stand in arrays,
+    4 bytes each: in sets and a dict they would take more than the text.
+    """
+    kept, dropped = [], []
+    hashes = np.unique(sketches)
+    owner = np.full(len(hashes), -1, dtype=np.int32)  # of each: the first document that has it
+    for i, document in enumerate(found):
+        mine = sketches[starts[i]:starts[i + 1]]
+        places = np.searchsorted(hashes, mine)
+        owners = owner[places]
+
+        shared = Counter(owners[owners >= 0].tolist())
+        if shared:
+            rival, _ = shared.most_common(1)[0]
+            other = sketches[starts[rival]:starts[rival + 1]]
+            if overlap(set(mine), set(other)) > 0.5:
+                dropped.append(document.name)
+                continue
+
+        owner[places[owners < 0]] = i
+        kept.append(document)
+    return kept, dropped
 
 
 def cut(spool, entries):

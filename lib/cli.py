@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import sys
+import time
 from pathlib import Path
 
 
@@ -138,6 +139,7 @@ def run_main(main):
         print("\ninterrupted: nothing half-written was kept", file=sys.stderr)
         sys.exit(130)
 
+    progress("")
     if os.environ.get("RANK", "0") == "0":  # under torchrun, one voice
         print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
     sys.exit(2)
@@ -151,10 +153,24 @@ def say(text):
         sys.stdout = open(os.devnull, "w")
 
 
+line_due = None  # when progress() may next print a line to what is no terminal, in seconds
+
+
 def progress(text):
-    """Show one line of progress in place, on a terminal. progress("") takes it away."""
+    """Show how far something is: on a terminal in one line, in its place; else in a line a minute.
+
+    progress("") takes the line away, and ends this something.
+    """
+    global line_due
     if sys.stdout.isatty():
         print(f"\r\033[K{text}", end="", flush=True)
+    elif not text:
+        line_due = None
+    elif line_due is None:  # it has just begun
+        line_due = time.monotonic() + 60
+    elif time.monotonic() >= line_due:
+        print(text, flush=True)
+        line_due = time.monotonic() + 60
 
 
 def plural(n, word):

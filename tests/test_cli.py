@@ -6,6 +6,7 @@ import sys
 import pytest
 from conftest import ONE_THREAD, ROOT, listing
 
+from lib import cli
 from lib.cli import BadInput, Parser, plural, run_main, write, write_json
 
 
@@ -150,6 +151,29 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
 
 def test_plural():
     assert [plural(n, "run") for n in (0, 1, 1200)] == ["0 runs", "1 run", "1,200 runs"]
+
+
+# ------------------------------------------------------------------------------------------------
+# Progress
+
+def test_a_file_gets_a_line_of_progress_a_minute(monkeypatch, capsys):
+    clock = 1000
+    monkeypatch.setattr(cli.time, "monotonic", lambda: clock)
+    for what in ("reading", "encoding"):  # one after the other, seven looks of each
+        for seconds in range(0, 140, 20):
+            cli.progress(f"{what} for {seconds} s")
+            clock += 20
+        cli.progress("")
+    assert capsys.readouterr().out.splitlines() == [
+        "reading for 60 s", "reading for 120 s", "encoding for 60 s", "encoding for 120 s"]
+
+
+def test_a_terminal_gets_progress_in_place(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    for text in ("reading 1", "reading 2", ""):
+        cli.progress(text)
+    assert capsys.readouterr().out == "".join(
+        f"\r\033[K{text}" for text in ("reading 1", "reading 2", ""))
 
 
 # ------------------------------------------------------------------------------------------------

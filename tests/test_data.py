@@ -1,3 +1,4 @@
+import hashlib
 import http.server
 import json
 import os
@@ -65,6 +66,13 @@ def test_a_document_that_repeats_more_than_half_is_a_repeat(here):
     (here / "two_fifths.txt").write_text(sentences(200, 300) + sentences(0, 80))
     manifest = data.prepare("books,first.txt,three_fifths.txt,two_fifths.txt", 300)
     assert manifest["dropped"] == ["three_fifths"]
+
+    # and nothing of it stands in the text, of which a corpus has its number
+    whole = ""
+    for name in ["books", "first.txt", "two_fifths.txt"]:
+        for path in sorted((here / name).glob("*")) or [here / name]:
+            whole += path.read_text()
+    assert manifest["sha256"] == hashlib.sha256(whole.encode()).hexdigest()
 
 
 def test_whole_documents_make_the_splits_and_every_token_is_there_once(here):

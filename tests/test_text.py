@@ -467,6 +467,58 @@ def test_the_very_same_short_text_is_one_text_and_another_is_not(here):
     assert not alike("1 2 3", "4 5 6")
 
 
+def test_repeats_are_those_of_a_slow_search(here):
+    """Of 300 documents, made of parts of others, each is held against all that are kept."""
+    rng = random.Random(0)
+    said = ["".join(rng.choices("abcdefghij", k=30)) for _ in range(1000)]
+    folder = here / "many"
+    folder.mkdir()
+    kept, sketches = [], {}
+    for i in range(300):
+        place, n = rng.randrange(980), rng.randint(1, 10)
+        text = ".\n".join(rng.sample(said[place:place + 20], n))
+        mine = corpora.sketch(text)
+
+        # how many of its sentences each document that is kept had before all others
+        shared = {name: len(mine & first) for name, (_, first) in sketches.items()}
+        most = max(shared.values(), default=0)
+        rivals = [name for name, n in shared.items() if n == most > 0]
+        repeats = [corpora.overlap(mine, sketches[name][0]) > 0.5 for name in rivals]
+        if True in repeats and False in repeats:  # either would be right
+            continue
+        (folder / f"{i:03}.txt").write_text(text)
+        if not any(repeats):
+            kept.append(f"{i:03}")
+            known = set().union(*(first for _, first in sketches.values()))
+            sketches[f"{i:03}"] = mine, mine - known
+
+    with open("spool", "w+b") as spool:
+        found, dropped, _, _ = data.gather(["many"], spool)
+        assert [document.name for document in found] == kept
+        assert [data.read_text(spool, document) for document in found] == [
+            (folder / f"{name}.txt").read_text() for name in kept]
+    assert len(dropped) > 50 and len(kept) > 50
+
+
+def test_many_small_documents_take_less_memory_than_their_text(here, monkeypatch):
+    """A thousand, of which each sentence is held against all before it."""
+    monkeypatch.setattr(corpora, "PIECE", 1 << 16)
+    rng = random.Random(0)
+    folder = here / "many"
+    folder.mkdir()
+    for i in range(1000):
+        said = ["".join(rng.choices("abcdefghij", k=30)) for _ in range(100)]
+        (folder / f"{i:03}.txt").write_text(".\n".join(said))
+    with open("spool", "w+b") as spool:
+        data.gather(["many/000.txt"], spool)  # which loads some of numpy
+        tracemalloc.start()
+        kept, *_ = data.gather(["many"], spool)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert len(kept) == 1000
+    assert peak < 0.75 * sum(document.size for document in kept)
+
+
 # ------------------------------------------------------------------------------------------------
 # Killed on the way
 
