@@ -52,6 +52,7 @@ SHUFFLES = 8  # of the pairs, for the floor
 # are compared; windows for the gradients
 MATCHED_TOKENS, LINE_TOKENS, GRADIENT_WINDOWS = 8192, 65536, 500
 MATCHINGS = 4  # with other windows, for the floor: a matching takes a while
+LEAST_WINDOWS = 2 * MATCHINGS  # so that none of these others is the window itself
 ABOUT_AS_LONG = 4  # lines that are shuffled among one another, those next to each other in length
 USES = 5  # a token counts as used in a language if it is there as often
 # a measure is above its floor if by more than this, and by more than 5 standard deviations of the
@@ -412,13 +413,13 @@ def parallel_similarity(model, windows, shared, say=None):
     [{measure: against_floor(...)}], a dict a layer. say: called with the share that is done.
     """
     # windows to match, in order of their length: so neighbours are about as long
-    to_match = evenly(windows, MATCHED_TOKENS // room(model))
+    to_match = evenly(windows, max(LEAST_WINDOWS, MATCHED_TOKENS // room(model)))
     to_match.sort(key=lambda window: len(window.a) + len(window.b))
     tokens_a = states_of(model, [window.a for window in to_match])
     tokens_b = states_of(model, [window.b for window in to_match])
     ids_a, ids_b = (np.concatenate([window[side] for window in to_match]) for side in (0, 1))
 
-    with_lines = evenly(windows, LINE_TOKENS // room(model))
+    with_lines = windows_with_lines(model, windows)
     lines_a, lines_b = (mean_states(model, with_lines, side) for side in (0, 1))
     lengths = line_lengths(with_lines)
 
@@ -485,6 +486,11 @@ def mean_states(model, windows, side):
     return result
 
 
+def windows_with_lines(model, windows):
+    """Those windows whose lines are compared, LINE_TOKENS of a side in all."""
+    return evenly(windows, max(LEAST_WINDOWS, LINE_TOKENS // room(model)))
+
+
 def line_lengths(windows):
     """How many tokens each line of windows has, on the first side [lines]."""
     lengths = []
@@ -519,8 +525,8 @@ def matched_cosine(a, b, shift):
     cosines = []
     for i in range(len(a)):
         others = [i + s if i + s < len(b) else i - s for s in range(MATCHINGS + 1)]
-        room = min(len(b[j]) for j in others)
-        other = b[others[shift]][:room]
+        shortest = min(len(b[j]) for j in others)
+        other = b[others[shift]][:shortest]
         weights = F.normalize(a[i], dim=1) @ F.normalize(other, dim=1).T
         cosines.append(weights.numpy()[parallel.match(weights)].mean())
     return np.mean(cosines)
@@ -623,10 +629,7 @@ def measure_clones(run):
                 "ablation": patching.compare_worths(worths[0], worths[l]),
             }
     progress("")
-    _, where = run.model.stream_names(T)[0]
-    mask = clone.cloned_positions(base[:, where], run.table[0], run.table[1])
-    states = int(mask[kept_windows(n, mask.shape[1])].sum())
-    return {"tokens": n * T, "states": states, "pairs": pairs}
+    return {"tokens": n * T, "pairs": pairs}
 
 
 def measure_real(run, parallel_text):
@@ -656,7 +659,7 @@ def measure_real(run, parallel_text):
             "layers": layers,
             "gradients": compare_gradients(run.model, *sides, rows, embeddings=False),
             "embeddings": {},
-            "lines": len(line_lengths(evenly(windows, LINE_TOKENS // room(run.model)))),
+            "lines": len(line_lengths(windows_with_lines(run.model, windows))),
         }
     progress("")
     return {"pairs": pairs}
@@ -665,15 +668,15 @@ def measure_real(run, parallel_text):
 def open_windows(run, parallel_text, names, encoders, rows):
     """The windows of a parallel text in two languages of a run; says how many there are.
 
-    Raises BadInput for fewer than eight.
+    Raises BadInput for fewer than LEAST_WINDOWS.
     """
     width = room(run.model)
     passed_over = Counter()
     documents = parallel.read_pairs(parallel_text, names, passed_over)
     windows, n_pairs, packed = parallel.pack(documents, encoders, rows, width)
-    if len(windows) < 8:
+    if len(windows) < LEAST_WINDOWS:
         raise BadInput(f"the parallel text {parallel_text} has {len(windows)} windows of pairs "
-                       f"that fit {width} tokens: expected eight or more")
+                       f"that fit {width} tokens: expected {LEAST_WINDOWS} or more")
     lone = passed_over.total()
     over = f" ({plural(lone, 'file')} passed over, without a translation)" if lone else ""
     print(f"{'-'.join(names)}: {n_pairs:,} pairs of lines{over}; {packed:,} of them fit a window "
@@ -758,7 +761,7 @@ def cell(entry):
     return f"{entry['value']:.3f} {entry['floor']:6.3f} {star}"
 
 
-HEADS = {  # of the columns of the table
+HEADINGS = {  # of the columns of the table
     "cosine": "cosine", "centred": "centred cosine", "cka": "linear CKA",
     "retrieval": "retrieval@1 ->", "retrieval_back": "retrieval@1 <-",
     "matched": "matched cosine", "matched_centred": "matched, centred",
@@ -775,7 +778,7 @@ def print_table(folder, languages, of_run):
     print(f"\n{folder}: {languages[0]} with {', '.join(languages[1:])}; each measure beside its "
           f"floor ({floor}), * where it is clearly above it")
     width = max(5, *(len(name) for name in of_run["names"]))
-    print(f"{'layer':{width}}   " + "".join(f"{HEADS[m]:18}" for m in of_run["layers"][0]))
+    print(f"{'layer':{width}}   " + "".join(f"{HEADINGS[m]:18}" for m in of_run["layers"][0]))
     for name, layer in zip(of_run["names"], of_run["layers"]):
         print(f"{name:>{width}}   " + "".join(f"{cell(entry):18}" for entry in layer.values()))
     if not clones:
@@ -841,8 +844,9 @@ def main():
     args, _ = parser.parse()
 
     summaries = {}  # by folder
-    opened = runs.open_runs(args.runs, pick_device(args.device), 2, args.corpus, args.parallel,
-                            partial(check_parallel, parallel_text=args.parallel), args.text)
+    opened = runs.open_runs(args.runs, pick_device(args.device), minimum=2, corpus=args.corpus,
+                            parallel=args.parallel, text=args.text,
+                            check=partial(check_parallel, parallel_text=args.parallel))
     # those of another text are never taken for those of the test split
     name = runs.result_name("align", args.text)
     for run in opened:

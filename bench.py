@@ -98,8 +98,8 @@ def plain_loss(model, ids, lang=None, *masked):
     else:
         states, targets = model.predictions(ids, *masked)
 
-    # The logits of all positions exist at once here, B * T * V numbers in fp32, and so does their
-    # gradient. This is what model.py avoids.
+    # The logits of all positions exist at once here, B * T * V numbers in fp32, and then their
+    # gradient too. model.py keeps the gradient alone, in the type of the activations.
     logits = F.linear(model.norm(states), model.unembedding)
     losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
     return losses.view(targets.shape).mean(1)
@@ -567,8 +567,8 @@ def main():
     args, _ = parser.parse()
     if args.turns < 1 or args.steps < 1:
         raise BadInput(f"--turns={args.turns} --steps={args.steps}: expected 1 or more of each")
-    if args.out and not Path(args.out).parent.is_dir():
-        raise BadInput(f"--out={args.out}: there is no folder {Path(args.out).parent}")
+    if args.out and (Path(args.out).is_dir() or not Path(args.out).parent.is_dir()):
+        raise BadInput(f"--out={args.out}: expected a file, in a folder that is there")
     if (args.scale or args.text) and (args.vs or args.models):
         raise BadInput("--scale and --text train nothing: leave --vs and --models out")
     if args.scale or args.text:

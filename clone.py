@@ -19,6 +19,7 @@ overlap. Two runs that differ in ratio only see the same text in the same order:
 it, of real languages each stream, the one further and the other less far.
 """
 import re
+import shlex
 from functools import lru_cache
 
 import numpy as np
@@ -156,7 +157,10 @@ def spell(ids, encoders, table):
     lang, token = look_up(table)
     pieces = []
     for i in ids:
-        pieces.append(encoders[lang[i]].decode_single_token_bytes(int(token[i])))
+        try:
+            pieces.append(encoders[lang[i]].decode_single_token_bytes(int(token[i])))
+        except KeyError:  # an id that stands for nothing: some of tiktoken's own have such
+            pieces.append("\N{REPLACEMENT CHARACTER}".encode())
     return b"".join(pieces).decode(errors="replace")
 
 
@@ -281,7 +285,7 @@ def make_table(corpora, corpus, cloned, anchor_seed, vocabulary, mask=False, per
 # ------------------------------------------------------------------------------------------------
 # The batches
 
-def windows(ids, context):
+def count_windows(ids, context):
     """How many windows of context + 1 ids a text has, side by side. Raises BadInput for none."""
     n = len(ids) // (context + 1)
     if n < 1:
@@ -390,7 +394,7 @@ def make_batches(texts, table, stages, context, batch_size, steps, seed, rank=0,
     orders, languages = [], []  # of each stream
     for s, (text, langs) in enumerate(zip(streams, speakers)):
         data.expect_random_reads(text)
-        n = windows(text, context)
+        n = count_windows(text, context)
         within = stages[:, langs] / np.maximum(share[:, s, None], 1e-12)
         orders.append(make_order(n, seed))
         languages.append(make_languages(n, within, steps, seed))
@@ -635,6 +639,8 @@ def main():
     data.add_options(parser)
     parser.option("--seed", 0, "of the batches", int)
     args, given = parser.parse()
+    if args.seed < 0:
+        raise BadInput(f"--seed={args.seed}: expected 0 or more")
     ratio, languages = resolve(args)
     stages = parse_stages(ratio, languages, args.schedule)
     names = language_names(args.corpus, languages)
@@ -646,9 +652,9 @@ def main():
         show_real_languages(names, corpora, texts, table)
     else:
         show_clones(names, corpora[0], texts, table, stages, args.seed)
-    if not {"ratio", "schedule"} & given.keys():
+    if languages > 1 and not {"ratio", "schedule"} & given.keys():
         given = {"ratio": 0.9} | given
-    print(f"next: python train.py {' '.join(as_options(given))}")
+    print(f"next: python train.py {shlex.join(as_options(given))}")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import mmap
 import os
 import random
 import re
+import shlex
 import shutil
 import tempfile
 import time
@@ -96,7 +97,8 @@ def prepare(corpus="docs", vocab_size=VOCAB_SIZE, tokenizer="bpe", parallel=None
         decides.append(fingerprint(parallel))
     digest = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
     folder = Path("data") / f"{label(corpus)[:60]}-{vocab}-{digest[:8]}"
-    if folder.exists():
+    was_there = folder.exists()
+    if was_there:
         try:
             return load(folder)
         except BadInput as error:
@@ -107,11 +109,12 @@ def prepare(corpus="docs", vocab_size=VOCAB_SIZE, tokenizer="bpe", parallel=None
     remove_leftovers(folder.parent)
     temporary = Path(tempfile.mkdtemp(prefix=PREPARING + folder.name + "-", dir=folder.parent))
     aside = temporary.with_name(temporary.name + "-old")
-    held = lock(temporary, wait=True)
+    held = lock(temporary, wait=True)  # remove_leftovers of another process may just look at it
     try:
         build(temporary, corpus, sources, vocab_size, tokenizer, parallel)
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(folder, aside)
+        if was_there:
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(folder, aside)
         # it fails if another process has just put its own copy there, as good as this one
         with contextlib.suppress(OSError):
             os.replace(temporary, folder)
@@ -171,7 +174,7 @@ def find(files):
 
     files: {name: sha256}, as a run keeps them. So a run can be opened when its text has moved.
     """
-    for path in sorted(Path("data").glob("*/manifest.json")):
+    for path in sorted(Path("data").glob("[!.]*/manifest.json")):
         try:
             manifest = json.loads(path.read_text())
         except (OSError, ValueError):
@@ -528,7 +531,7 @@ def split_name(corpus):
 
 
 def label(corpus):
-    """A name for a corpus that a folder may have: "a/my novels.txt,docs" -> "my_novels+docs"."""
+    """A name for a corpus that a folder may have: "a/my novels.txt,docs" -> "my_novels_docs"."""
     stems = [Path(part).stem for part in corpus.split(",")]
     return re.sub(r"[^\w.-]+", "_", "+".join(stems))
 
@@ -566,7 +569,7 @@ def main():
     enc = encoder(manifest)
     some = [enc.decode([int(i)]) for i in tokens(manifest, "val")[:40]]
     print("the first validation tokens:", "|".join(some).replace("\n", "\\n"))
-    options = " ".join(as_options(given))
+    options = shlex.join(as_options(given))
     print(f"in {manifest['folder']}; next: python clone.py {options}".rstrip())
 
 

@@ -19,6 +19,7 @@ Code-switching: the loss of the second half of a window after a first half in an
 """
 import json
 import math
+import shlex
 import textwrap
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +30,7 @@ import torch
 import clone
 import data
 import runs
-from lib.cli import BadInput, Parser, progress, run_main, write_json
+from lib.cli import BadInput, Parser, plural, progress, run_main, write_json
 from model import pick_device
 
 TEST_TOKENS = 131072  # scored a language, about; of an encoder, read
@@ -417,8 +418,9 @@ def add_efficiency(results):
             law = fit_law([n for n, _ in points], [ppl for _, ppl in points])
         except BadInput as error:
             without = len({id(result) for config, result, _ in group if config.languages > 1})
-            remarks.append(f"{of_whom}no token efficiency for {without} of the runs: {error}; "
-                           "train.py ends with the commands of such runs")
+            if without:
+                remarks.append(f"{of_whom}no token efficiency for {without} of the runs: {error}; "
+                               "train.py ends with the commands of such runs")
             continue
         remarks.append(of_whom + describe(law, len(points)))
         same_batch = {}  # the points of each setting
@@ -452,10 +454,10 @@ def finite(value):
     return value if math.isfinite(value) else None
 
 
-def describe(law, runs):
+def describe(law, n_runs):
     """The law in a line."""
-    text = (f"monolingual law: 1/PPL = {law.c:.4g} - {law.a:.4g} n^-{law.b:.3f}, from {runs} runs "
-            f"of {law.smallest:,.0f} to {law.largest:,.0f} tokens")
+    text = (f"monolingual law: 1/PPL = {law.c:.4g} - {law.a:.4g} n^-{law.b:.3f}, from {n_runs} "
+            f"runs of {law.smallest:,.0f} to {law.largest:,.0f} tokens")
     if not B_RANGE[0] * 1.01 < law.b < B_RANGE[1] * 0.99:
         text += ("; b is at the edge of its range: they follow no power law yet, and TEff "
                  "interpolated between the runs is the better guide")
@@ -587,16 +589,16 @@ def encode_prompt(run, words):
     return prompts
 
 
-def go_on(run, prompts, n):
-    """How each language goes on from its prompt by n tokens, each time by the same dice.
+def go_on(run, prompts, n, **dice):
+    """How each language goes on from its prompt by n tokens, each by the same dice.
 
-    prompts [N, ...]: in the tokens of its tokeniser. Returns [(what it writes, the share of its
-    tokens that are the language's own)].
+    prompts [N, ...]: in the tokens of its tokeniser. dice: temperature and seed of GPT.sample.
+    Returns [(what it writes, the share of its tokens that are the language's own)].
     """
     model, written = run.model, []
     for row, prompt in zip(run.table, prompts):
         ids = torch.from_numpy(row[prompt]).to(model.embedding.device)
-        out = model.sample(ids, n, rows=model.own_ids(row))[len(prompt):].cpu().numpy()
+        out = model.sample(ids, n, rows=model.own_ids(row), **dice)[len(prompt):].cpu().numpy()
         text = clone.spell(out, run.encoders, run.table)
         written.append((text, float(np.isin(out, row).mean())))
     return written
@@ -625,14 +627,15 @@ def print_switches(results):
             print(f"{folder.name[:28]:28} {pair:12}{plain}  {within}")
 
 
-def print_samples(run, prompts, n=60, width=46):
+def print_samples(run, prompts, n, width=46, **dice):
     """How each language goes on from its prompt by n tokens, in columns, three side by side.
 
-    prompts [N, ...]: in the tokens of its tokeniser. Clones have one and the same.
+    prompts [N, ...]: in the tokens of its tokeniser. Clones have one and the same. dice: as in
+    go_on.
     """
     columns = []
     for name, enc, prompt, (written, own) in zip(run.names, run.encoders, prompts,
-                                                 go_on(run, prompts, n)):
+                                                 go_on(run, prompts, n, **dice)):
         column = [f"{name} ({own:.0%} of its tokens are {name}'s)", "-" * width]
         column += textwrap.wrap(f"prompt: {enc.decode(prompt.tolist())!r}", width) + [""]
         for line in written.split("\n"):
@@ -682,18 +685,25 @@ def main():
                   "text, and nothing else", bool)
     parser.option("--prompt", None, "with --sample: words of your own that each language goes on "
                   "from (default: the start of its test text)")
+    parser.option("--length", 60, "with --sample: tokens to write", int)
+    parser.option("--temperature", 0.8, "with --sample: the lower, the safer each token", float)
+    parser.option("--seed", 0, "with --sample: another seed, another text", int)
     parser.option("--text", None, "of clones: a text of your own, or any that --corpus takes, to "
                   "be scored in place of the test split; the results go to eval-TEXT.json")
     parser.option("--corpus", None, "where the text of the runs is now, once for each (default: "
                   "where it was, or what data/ still has of it)", several=True)
     parser.option("--device", "auto", "cpu, cuda or mps; auto takes the best there is")
-    args, _ = parser.parse()
+    args, given = parser.parse()
     device = pick_device(args.device)
     if args.tokens < 1:
         raise BadInput(f"--tokens={args.tokens}: expected 1 or more")
 
-    if args.prompt is not None and not args.sample:
-        raise BadInput("--prompt goes with --sample")
+    for name in ("prompt", "length", "temperature", "seed"):
+        if name in given and not args.sample:
+            raise BadInput(f"--{name} goes with --sample")
+    if args.length < 1 or not 0 < args.temperature < math.inf or args.seed < 0:
+        raise BadInput(f"--length={args.length} --temperature={args.temperature:g} "
+                       f"--seed={args.seed}: expected 1 or more, more than 0, and 0 or more")
     if args.prompt == "":
         raise BadInput("--prompt is empty: give words to go on from, or leave it out")
     if args.sample and args.text is not None:
@@ -706,24 +716,30 @@ def main():
             if args.prompt is not None:
                 prompts = encode_prompt(run, args.prompt)
             print(f"\n{run.folder}")
-            print_samples(run, prompts)
+            print_samples(run, prompts, args.length, temperature=args.temperature,
+                          seed=args.seed)
         return
 
-    results = []
+    # those of another text are never taken for those of the test split
+    file = f"{runs.result_name('eval', args.text)}.json"
+    results, was_there = [], 0
     for run in runs.open_runs(args.runs, device, corpus=args.corpus,
                               check=partial(check_last_n, last_n=args.last_n), text=args.text):
         last_n = args.last_n
         if last_n is None and run.config.arch != "encoder":
             last_n = max(1, run.config.context // 4)
         result = load_result(run, last_n, args.tokens) if args.text is None else None
+        was_there += result is not None
         result = result or evaluate_run(run, last_n, args.tokens)
         if args.text is not None:
             result["text"] = args.text
+        write_json(run.folder / file, result)  # token efficiency comes once all are scored
         results.append((run.folder, run.config, result))
 
     remarks = add_efficiency(results)
-    # those of another text are never taken for those of the test split
-    file = f"{runs.result_name('eval', args.text)}.json"
+    if was_there:
+        remarks.append(f"{plural(was_there, 'run')} not scored anew, but as in eval.json: delete "
+                       "it if the code has changed since")
     for folder, _, result in results:
         write_json(folder / file, result)
     print_table(results)
@@ -743,7 +759,7 @@ def main():
     if bilingual:
         more = "" if all(runs.are_clones(c) for _, c in bilingual) else " --parallel=PATH"
         if args.text is not None:
-            more = f" --text={args.text}"
+            more = f" {shlex.quote(f'--text={args.text}')}"
         print(f"  python align.py {' '.join(str(folder) for folder, _ in bilingual)}{more}")
 
 

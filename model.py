@@ -115,8 +115,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     gradient: softmax minus the one-hot target, in the type of hidden. So each logit costs one exp
     instead of two, and the weight's gradient is summed in fp32.
 
-    hidden and targets come first, `chunk` last:
-    ChunkedCrossEntropy.apply(hidden, weight, targets, chunk).
+    Called as ChunkedCrossEntropy.apply(hidden, weight, targets, chunk).
     """
 
     @staticmethod
@@ -445,12 +444,12 @@ def pick_device(name):
     best = "cuda" if "cuda" in there else there[-1]
     try:
         device = torch.device(best if name == "auto" else name)
+        if str(device) == "cuda":
+            device = torch.device("cuda", ddp.local_rank())
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
         raise BadInput(f"--device={name} is not here: "
                        f"expected {', '.join(there)} or auto") from None
-    if str(device) == "cuda":
-        return torch.device("cuda", ddp.local_rank())
     return device
 
 

@@ -5,8 +5,8 @@
                   it still know the next token?
     ablation      each head and each MLP is taken out, one at a time. Does what hurts EN1 hurt EN2?
 
-align.py calls both; they are no script. Of decoders and their clones: an encoder has no next token,
-and a translation no token at the same place.
+align.py calls both; this file is no script. Of decoders and their clones: an encoder has no next
+token, and a translation no token at the same place.
 """
 import numpy as np
 import torch

@@ -7,7 +7,8 @@
     model.pt              the last checkpoint: the weights, and what resuming needs
     loss.png              and later eval.json, align.json, align.png
 
-It can be moved and copied. Only what is measured on the test split needs the corpus.
+It can be moved and copied. The corpus is needed to go on with the run, and for what is measured on
+the test split.
 """
 import io
 import itertools
@@ -35,7 +36,8 @@ NOT_OF_THE_RUN = {"run", "resume", "device", "micro_batch", "compile"}
 MODEL = ("arch", "heads", "n_layer", "n_head", "d_head", "d_model", "context", "bias",
          "embedding_scale", "embedding_std", "tied")
 # options that came later, and what runs are that do not have them
-ADDED = {"arch": "decoder", "heads": "shared", "clone": "shift"}
+ADDED = {"arch": "decoder", "heads": "shared", "clone": "shift", "parallel": None,
+         "vocabulary": None}
 # raise it whenever the same config would train another model, or read other batches
 VERSION = 2
 # tokens of a text that a sample goes on from
@@ -298,7 +300,7 @@ def open_corpora(folder, config, corpus=None, parallel=None):
     `corpus`, one or a list, or from where the text was; so is the parallel text that was kept out
     of it. Raises BadInput if the text is no longer what it was.
     """
-    if not hasattr(config, "parallel"):  # nothing was kept out
+    if config.parallel is None:  # nothing was kept out
         parallel = None
     elif parallel is None:
         parallel = config.parallel
@@ -330,8 +332,8 @@ def hashes(config, corpora):
 def make_table(config, corpora, counts=None):
     """The ids of each language of a config [N, V]. counts [V]: as in clone.make_table."""
     return clone.make_table(corpora, config.corpus, config.cloned, config.anchor_seed,
-                            getattr(config, "vocabulary", None), config.arch == "encoder",
-                            config.clone == "permute", counts)
+                            config.vocabulary, mask=config.arch == "encoder",
+                            permuted=config.clone == "permute", counts=counts)
 
 
 def make_languages(config, corpora):

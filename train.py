@@ -14,6 +14,7 @@ A run is a folder runs/NAME: config.json, log.jsonl, model.pt (weights and what 
 loss.png; and its tokeniser and the ids of its languages, so that it can be moved and copied.
 """
 import math
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -47,7 +48,7 @@ from model import (
 
 EVAL_TOKENS = 32768  # of validation text, the same for every clone
 RETRIEVAL_STATES = 1024
-SAVE_SECONDS = 300  # at most this long without a checkpoint
+SAVE_SECONDS = 300  # after so long the next line of the log comes with a checkpoint
 
 # ------------------------------------------------------------------------------------------------
 # The command line -> config, which says everything about a run
@@ -87,7 +88,7 @@ def options():
             "decay 0.1 on matrices), or muon (torch.optim.Muon for the matrices of the blocks, "
             "adam for the rest)", choices=["adam", "adamw", "muon"])
     by_size("lr", float, "peak learning rate; 200 steps of warm-up (a quarter of the run if "
-            "shorter), then cosine to a hundredth")
+            "that is less), then cosine to a hundredth")
     parser.option("--seed", 0, "of the initial weights and the batches", int)
 
     parser.group("this machine")
@@ -116,10 +117,10 @@ def make_config(args, given):
     for key, value in vars(args).items():
         if key not in runs.NOT_OF_THE_RUN and value is not None:
             chosen[key] = value
-    config = SimpleNamespace(**SIZES[args.size] | chosen)
+    config = SimpleNamespace(**runs.ADDED | SIZES[args.size] | chosen)
 
     for name in ("n_layer", "n_head", "d_model", "context", "steps", "batch_size", "lr",
-                 "micro_batch", "embedding_std"):
+                 "embedding_std"):
         value = getattr(args, name)
         if value is not None and not 0 < value < math.inf:
             raise BadInput(f"--{name}={value}: expected more than 0")
@@ -179,7 +180,7 @@ def update(optimizers, lr):
 def learning_rate(step, config):
     """Linear warm-up, then cosine to a hundredth of the peak (paper: 6e-4 -> 6e-6).
 
-    The warm-up takes 200 steps, or a quarter of a shorter run.
+    The warm-up takes 200 steps, or a quarter of the run if that is less.
     """
     warmup = min(200, max(1, config.steps // 4))
     if step < warmup:
@@ -299,7 +300,7 @@ def evaluate(model, texts, table, names, context):
 
 def spread(text, context):
     """Windows of a text [n, T + 1], EVAL_TOKENS in all, spread evenly over it."""
-    n = min(clone.windows(text, context), max(1, EVAL_TOKENS // context))
+    n = min(clone.count_windows(text, context), max(1, EVAL_TOKENS // context))
     starts = np.linspace(0, len(text) - context - 1, n).astype(int)
     return np.stack([text[i:i + context + 1] for i in starts])
 
@@ -314,6 +315,8 @@ def open_run(args, given):
     written before all input has proved good. Raises BadInput.
     """
     device = pick_device(args.device)
+    if args.micro_batch is not None and args.micro_batch < 1:
+        raise BadInput(f"--micro_batch={args.micro_batch}: expected more than 0")
     args.resume = args.resume or begun_before(args, given)
     if args.resume:
         folder, config = runs.old_folder(args.run, given)
@@ -333,10 +336,10 @@ def open_run(args, given):
                                         given.get("parallel"))
         else:
             corpora = clone.open_corpora(config.corpus, config.languages, config.vocab_size,
-                                         config.tokenizer, getattr(config, "parallel", None))
+                                         config.tokenizer, config.parallel)
     texts = {split: clone.open_texts(corpora, split) for split in ("train", "val")}
     for text in texts["train"] + texts["val"]:
-        clone.windows(text, config.context)  # raises if there is too little of it
+        clone.count_windows(text, config.context)  # raises if there is too little of it
 
     # a new run: its config is complete now, so write it down
     held = None  # the lock, which the first process holds to its end
@@ -448,12 +451,13 @@ def print_text_use(run, texts):
     if len(streams) > 1:
         epochs = []
         for text, langs in zip(streams, speakers):
-            read = stages[:, langs].sum(1).mean() * sequences / clone.windows(text, config.context)
+            share = stages[:, langs].sum(1).mean()
+            read = share * sequences / clone.count_windows(text, config.context)
             epochs.append(f"{read:.2f} of {' and '.join(run.names[l] for l in langs)}")
         say(f"epochs of the training text: {', '.join(epochs)}")
         return
 
-    n_windows = clone.windows(texts[0], config.context)
+    n_windows = clone.count_windows(texts[0], config.context)
     twice = clone.read_in_two_languages(n_windows, stages, config.batch_size, config.steps,
                                         config.seed)
     in_two = ""
@@ -500,7 +504,7 @@ def report(run, texts):
         print("\nwhat it writes after the start of the validation text:")
         print_short_samples(run, [text[:runs.prompt_length(config)] for text in texts])
 
-    parallel = "" if run.clones else f" --parallel={getattr(config, 'parallel', 'PATH')}"
+    parallel = "" if run.clones else f" --parallel={config.parallel or 'PATH'}"
     print(f"\n{folder / 'loss.png'} shows the run. Next:")
     print(f"  python eval.py {folder}            # test perplexity per language")
     if config.arch != "encoder":
@@ -580,7 +584,7 @@ def command(config, ratio=None, **changes):
     for key, value in values.items():
         if key in defaults and key not in left_out and value != defaults[key]:
             kept[key] = value
-    return " ".join(words + as_options(kept))
+    return " ".join(words + [shlex.quote(word) for word in as_options(kept)])
 
 
 def main():

@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -132,9 +133,10 @@ def run_main(main):
         of_the_disk = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
         if error.errno not in of_the_disk:
             raise
-        where = error.filename or "disk"
-        message = (f"{where}: {error.strerror}; "
-                   "free some space, or work in a folder you may write to")
+        advice = "free some space"
+        if error.errno in (errno.EACCES, errno.EROFS):
+            advice = "expected a file that you may read, or a folder you may write to"
+        message = f"{error.filename or 'disk'}: {error.strerror}; {advice}"
     except KeyboardInterrupt:
         print("\ninterrupted: nothing half-written was kept", file=sys.stderr)
         sys.exit(130)
@@ -163,7 +165,8 @@ def progress(text):
     """
     global line_due
     if sys.stdout.isatty():
-        print(f"\r\033[K{text}", end="", flush=True)
+        width = shutil.get_terminal_size().columns - 1  # a longer line would not go away whole
+        print(f"\r\033[K{text[:width]}", end="", flush=True)
     elif not text:
         line_due = None
     elif line_due is None:  # it has just begun
@@ -180,6 +183,14 @@ def plural(n, word):
 
 # ------------------------------------------------------------------------------------------------
 # Files
+
+def make_folder(option, path):
+    """Make the folder that an option names, and those above it. Raises BadInput for a file."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise BadInput(f"{option}={path} is a file: expected a folder") from None
+
 
 @contextlib.contextmanager
 def write(path):
@@ -204,7 +215,8 @@ def write(path):
 
 
 def lock(folder, wait=False):
-    """Lock a folder against other processes; return a file that holds the lock while it is open.
+    """Lock a folder against other processes; return a descriptor that holds the lock while it is
+    open.
 
     That is to the end of the process, killed or not, unless it is closed before. If another process
     has it: wait, or raise BlockingIOError. None on Windows, where folders cannot be locked.

@@ -74,7 +74,7 @@ def locate(corpus):
     """
     sources = []
     for part in corpus.split(","):
-        source = NAMED.get(part, part)
+        source = NAMED.get(part, os.path.expanduser(part))  # the shell leaves --corpus=~/a alone
         if not part.strip():
             raise BadInput(f"corpus {corpus!r} has an empty part: "
                            "expected names, paths or addresses, with a comma between two")
@@ -202,6 +202,7 @@ def read_txt(path, stream):
 
     A piece ends with a line. The first has the name of the file, the others are name#1, name#2 ...
     """
+    start = 0  # byte of the file
     for i in itertools.count():
         # A full piece goes on to the end of its line: no line, and no character, is cut in two.
         block = stream.read(PIECE)
@@ -216,12 +217,13 @@ def read_txt(path, stream):
             text = block.decode(encoding)
         except UnicodeDecodeError as error:
             raise BadInput(
-                f"{path} is not UTF-8 text (byte {i * PIECE + error.start}): "
+                f"{path} is not UTF-8 text (byte {start + error.start}): "
                 "convert it, e.g. with iconv -t UTF-8"
             ) from error
         # NUL bytes are valid UTF-8, but stand in programs and pictures, never in a text.
         if "\0" in text:
             raise BadInput(f"{path} is not text: it has NUL bytes")
+        start += len(block)
         yield numbered(path.stem, i), text.replace("\r\n", "\n")
 
 
@@ -238,7 +240,7 @@ def locate_parallel(source):
 
     Raises BadInput.
     """
-    path = NAMED_PARALLEL.get(source, source)
+    path = NAMED_PARALLEL.get(source, os.path.expanduser(source))
     if is_address(path):
         return str(download(path))
     is_zip = Path(path).is_file() and Path(path).suffix.lower() == ".zip"

@@ -8,6 +8,7 @@ import contextlib
 import os
 import signal
 import threading
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -40,15 +41,16 @@ def start(device):
     """Meet the other processes: over NCCL if they have GPUs, over gloo if not."""
     if world() == 1:
         return
-    meeting = {}
+    meeting = {"timeout": timedelta(hours=2)}  # the others wait while one prepares a corpus
     if restarted():
         # torchrun keeps the store in which processes leave their addresses: under another name
         # those that are started again do not find the addresses of the dead
         store, mine, size = next(rendezvous("env://"))
         times = os.environ["TORCHELASTIC_RESTART_COUNT"]
-        meeting = dict(store=dist.PrefixStore(f"restart {times}", store), rank=mine,
-                       world_size=size)
+        meeting |= {"store": dist.PrefixStore(f"restart {times}", store), "rank": mine,
+                    "world_size": size}
     if device.type == "cuda":
+        torch.cuda.set_device(device)  # share() sends by way of it: else all would use the first
         dist.init_process_group("nccl", device_id=device, **meeting)
     else:
         dist.init_process_group("gloo", **meeting)

@@ -3,7 +3,7 @@
     loss_curves             loss.png of a run, drawn by train.py
     alignment_page          align.png of a run, drawn by align.py
     alignment_of_runs       align.png of several runs
-    contrast and on         the figures of paper/report.py
+    contrast and on         the figures of paper/: report, real, word2vec, transfer
 
 Nothing is computed here but the mean over seeds. Importing matplotlib takes a second, so it is
 imported only where a picture is drawn.

@@ -93,7 +93,7 @@ def gradient(result, kind="single"):
 
 
 def with_patching(found, names):
-    """Of some runs those results that have patching in them, as `found` has them: it came later."""
+    """{name: results} of some runs, without those from before align.py did patching."""
     kept = {}
     for name in names:
         results = [r for r in found.get(name, []) if "interchange" in r.get("align", {})]
@@ -118,7 +118,7 @@ def ablation(result, key):
 
 
 def tensor_gradient(result, tensor):
-    """The same, of one tensor."""
+    """Gradient cosine of single sequences, of one tensor."""
     return result["align"]["gradients"][tensor]["single"]
 
 
@@ -374,11 +374,11 @@ def by_language(found, names):
     """What plots.contrast and plots.ratio_sweep call languages: EN1 and EN2 in runs of a sweep."""
     languages = {}
     for i, language in enumerate(("EN1", "EN2")):
-        numbers = {"tokens": [million_tokens(found[name][0], language) for name in names]}
+        of_language = {"tokens": [million_tokens(found[name][0], language) for name in names]}
         for key, of_result in (("ppl", "ppl"), ("teff", "teff_interpolated"),
                                ("teff_plain", "teff_same_batch")):
-            numbers[key] = [seeds(found, name, value_of, language, of_result) for name in names]
-        languages[language] = numbers | {"paper": paper_sweep(i)}
+            of_language[key] = [seeds(found, name, value_of, language, of_result) for name in names]
+        languages[language] = of_language | {"paper": paper_sweep(i)}
     return languages
 
 

@@ -189,10 +189,10 @@ def do(out, scale, name, options, seed, threads, running):
     folder, log = Path("runs") / run_name, Path("runs") / f"{run_name}.txt"
     train_options = [f"--size={scale}", *as_options(options), f"--seed={seed}"]
 
-    # a run that was begun knows its options: it only has to go on
-    begun = (folder / "config.json").exists()
+    # a run that was begun goes on; train.py refuses if it was one of other options
+    resume = ["--resume"] if (folder / "config.json").exists() else []
     calls = [
-        ["train.py", f"--run={run_name}"] + (["--resume"] if begun else train_options),
+        ["train.py", f"--run={run_name}", *resume, *train_options],
         ["eval.py", str(folder)],
     ]
     clones = not isinstance(options["corpus"], list)
@@ -407,7 +407,7 @@ def of_corpora(args):
     if isinstance(args.corpus, str):
         return ""
     given = {"corpus": args.corpus} | ({"parallel": args.parallel} if args.parallel else {})
-    return " ".join(as_options(given)) + " "
+    return shlex.join(as_options(given)) + " "
 
 
 def choose(text, tables):
@@ -440,8 +440,12 @@ def main():
     if pick_device("auto").type == "cuda":
         label += "-cuda"
     out = Path("paper/results") / args.scale / label
+    picked = pick_dtype(out)
     if args.dtype == "auto":
-        args.dtype = pick_dtype(out)
+        args.dtype = picked
+    elif any(out.glob("*.seed*.json")) and picked != args.dtype:
+        raise BadInput(f"--dtype={args.dtype}: the results in {out} are in {picked}, and would be "
+                       "replaced: leave it out, or move them away")
     found = read(out, args.scale, args.dtype, options)
     todo = plan(tables, runs_of(tables, chosen), args.seeds, found)
     speed = measure_speed(args.scale) if todo else 1

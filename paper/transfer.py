@@ -1,7 +1,7 @@
 """Does a task that is learned in EN1 carry over to EN2? The paper's GLUE experiment, on our text.
 
     python -m paper.transfer runs/a runs/b         # a table, and transfer.json in each folder
-    python -m paper.transfer runs/* --out=transfer # and transfer/transfer.json and .png of them all
+    python -m paper.transfer runs/a runs/b --out=transfer   # and a .json and a .png of them all
     python -m paper.transfer runs/a --task=my.tsv  # a task of your own
 
 A model is given a new task in EN1 alone: with its learning rate, its stopping point and all else
@@ -41,9 +41,18 @@ import align
 import data
 import runs
 from lib import plots
-from lib.cli import BadInput, Parser, plural, progress, run_main, write_json
+from lib.cli import (
+    BadInput,
+    Parser,
+    make_folder,
+    plural,
+    progress,
+    run_main,
+    write_json,
+)
 from model import pick_device
 from paper import numbers
+from paper.report import stat
 
 BUILT_IN = ("source", "marks")
 # source: passages of each class; marks: windows; each for training, validation and test
@@ -708,9 +717,6 @@ def correlation(points):
 # ------------------------------------------------------------------------------------------------
 # The command
 
-COLUMNS = ("probe", "", "fine-tuned", "")
-
-
 def print_result(folder, name, result):
     """One run and task: what was done, and the score in each language."""
     train, validation, test = result["examples"]
@@ -738,8 +744,7 @@ def print_mixes(found, name, languages):
     for mix, scores in by_mix(found, name).items():
         cells = ""
         for values in zip(*scores):
-            spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
-            cells += f"{np.mean(values):.3f}{spread}".rjust(18)
+            cells += stat(values, ".3f").rjust(18)
         paper = beside.get(mix)
         theirs = "   EN1 {:.2f}  EN2 {:.2f}".format(*paper) if paper else ""
         print(f"{mix:14}{len(scores):5}{cells}{theirs}")
@@ -790,15 +795,14 @@ def main():
         if name not in BUILT_IN:
             read_file(name)  # before anything is measured
 
+    if args.seed is not None and args.seed < 0:
+        raise BadInput(f"--seed={args.seed}: expected 0 or more")
     if args.out:
-        try:
-            Path(args.out).mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise BadInput(f"--out={args.out} is a file: expected a folder") from None
+        make_folder("--out", args.out)
 
-    found = []
+    found, without = [], []  # without: those of which nobody knows how alike the languages are
     check = partial(check_run, names=names)
-    for run in runs.open_runs(args.runs, pick_device(args.device), 2, check=check):
+    for run in runs.open_runs(args.runs, pick_device(args.device), minimum=2, check=check):
         tasks = {}
         for name in names:
             def say(rate, share, name=name, folder=run.folder):
@@ -821,7 +825,9 @@ def main():
             "centred": alignment(run),
             "tasks": tasks,
         })
-        languages, last = run.names, run.folder
+        if found[-1]["centred"] is None:
+            without.append(run.folder)
+        languages = run.names
 
     print("\nF1: of all labels but the first, 1 if all of them are found and nothing else. chance: "
           "the best guess that\ndoes not look. tokens alone: what can be known without a model. "
@@ -832,10 +838,9 @@ def main():
             print_mixes(found, name, languages)
     else:
         print("\nthe runs differ in more than their mix and seed: no means, and no picture")
-    without = [entry["run"] for entry in found if entry["centred"] is None]
     if without:
         print(f"\n{plural(len(without), 'run')} without an align.json, which says how alike the "
-              f"languages are: python align.py {last.parent / without[0]}")
+              f"languages are: python align.py {without[0]}")
 
     print("\ntransfer.json is in each run's folder")
     if args.out:

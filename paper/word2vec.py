@@ -13,10 +13,8 @@ vectors came out alike all the same, then the transformer's would be no wonder.
 Two things are simpler than in the original: the optimiser is Adam, and frequent tokens are not left
 out now and then.
 """
-from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -24,8 +22,9 @@ import align
 import clone
 import data
 from lib import plots
-from lib.cli import BadInput, Parser, progress, run_main, write_json
+from lib.cli import BadInput, Parser, make_folder, progress, run_main, write_json
 from model import SIZES
+from paper.report import stat
 
 D_MODEL = 64  # width of the vectors
 WINDOW = 5  # neighbours on each side, at most
@@ -126,8 +125,7 @@ def table_line(ratio, results):
     for side in ("input", "output"):
         for kind in ("value", "floor", "all_pairs"):
             values = [result[side][kind] for result in results]
-            spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
-            cells.append(f"{np.mean(values):.3f}{spread}".rjust(16))
+            cells.append(stat(values, ".3f").rjust(16))
     return "".join(cells)
 
 
@@ -153,7 +151,7 @@ def main():
     if args.seeds < 1 or args.steps < 1:
         raise BadInput(f"--seeds={args.seeds} --steps={args.steps}: expected 1 or more of each")
     if args.out:
-        Path(args.out).mkdir(parents=True, exist_ok=True)
+        make_folder("--out", args.out)
     corpus = data.prepare(args.corpus, args.vocab_size)
 
     print("cosine of a token's vector and its clone's; floor: tokens about as frequent; all: the "

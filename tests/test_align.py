@@ -309,7 +309,7 @@ def test_nor_do_they_in_what_is_watched_during_training():
     assert retrieval["EN1-EN2"] < 0.1  # at an anchor's position the states share an embedding
     # the same windows, with the anchors' positions
     n = train.RETRIEVAL_STATES // T
-    starts = np.linspace(0, len(text) - T - 1, clone.windows(text, T)).astype(int)[:n]
+    starts = np.linspace(0, len(text) - T - 1, clone.count_windows(text, T)).astype(int)[:n]
     some = np.stack([text[i:i + T] for i in starts])
     with torch.no_grad():
         a, b = (model.residual_stream(torch.from_numpy(row[some]))[1].flatten(0, 1)
@@ -573,6 +573,23 @@ def test_the_floor_of_a_matching_is_of_windows_about_as_long():
     assert not entry["above"]
     assert entry["value"] == pytest.approx(entry["floor"], abs=0.01)
     assert align.matched_cosine(a[30:], b[30:], 0) > align.matched_cosine(a[:10], b[:10], 0) + 0.1
+
+
+def test_no_window_is_its_own_floor_however_long_the_context(monkeypatch):
+    """As many tokens as one window has would be one window, or none, to shuffle."""
+    windows, model = translation("own"), bag_of_words("copy")
+    few = align.parallel_similarity(model, windows[:align.LEAST_WINDOWS], [])
+    for name in ("MATCHED_TOKENS", "LINE_TOKENS"):
+        monkeypatch.setattr(align, name, model.config["context"] - 1)
+    for layer, alike in zip(align.parallel_similarity(model, windows, []), few):
+        assert layer.keys() == alike.keys()
+        for measure in ("matched", "matched_centred"):
+            assert layer[measure]["floor"] < 0.9
+
+    a = [torch.eye(8)[i].repeat(4, 1) for i in range(align.LEAST_WINDOWS)]  # no two alike
+    for shift in range(1, align.MATCHINGS + 1):
+        assert align.matched_cosine(a, a, shift) == 0
+    assert align.matched_cosine(a, a, 0) == pytest.approx(1)
 
 
 def test_a_token_that_two_languages_share(monkeypatch):

@@ -145,10 +145,11 @@ def test_times_are_of_our_best_way_turn_by_turn():
     (["--vs=."], "expected transformers, or a checkout of nanoGPT"),
     (["--models=nano,huge"], "there is no huge"),
     (["--turns=0"], "expected 1 or more of each"),
-    (["--out=nowhere/a.json"], "there is no folder nowhere"),
+    (["--out=nowhere/a.json"], "expected a file, in a folder that is there"),
     (["--scale", "--models=nano"], "train nothing"),
     (["--text=nowhere"], "neither a file, nor a folder, nor one of docs"),
     (["--text=EMPTY"], "empty.txt is empty"),
+    (["--scale", "--out=/"], "--out=/: expected a file, in a folder that is there"),
 ])
 def test_what_cannot_be_measured_is_refused(tmp_path, options, expected, checkout, monkeypatch,
                                             capsys):

@@ -7,7 +7,7 @@ import pytest
 from conftest import ONE_THREAD, ROOT, listing
 
 from lib import cli
-from lib.cli import BadInput, Parser, plural, run_main, write, write_json
+from lib.cli import BadInput, Parser, make_folder, plural, run_main, write, write_json
 
 
 def make_parser():
@@ -102,6 +102,12 @@ def test_bad_input_and_a_full_disk_end_in_one_line(monkeypatch, capsys):
     assert err.startswith("script.py: error: model.pt: No space left on device; free some")
     assert err.count("\n") == 1
 
+    secret = PermissionError(errno.EACCES, "Permission denied", "secret.txt")
+    code, err = ending(secret, monkeypatch, capsys)
+    assert code == 2
+    assert err == ("script.py: error: secret.txt: Permission denied; expected a file that you may "
+                   "read, or a folder you may write to\n")
+
 
 def test_under_torchrun_one_process_speaks(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
@@ -170,10 +176,10 @@ def test_a_file_gets_a_line_of_progress_a_minute(monkeypatch, capsys):
 
 def test_a_terminal_gets_progress_in_place(monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    for text in ("reading 1", "reading 2", ""):
+    monkeypatch.setenv("COLUMNS", "10")
+    for text in ("reading 1", "reading 1,234 documents", ""):
         cli.progress(text)
-    assert capsys.readouterr().out == "".join(
-        f"\r\033[K{text}" for text in ("reading 1", "reading 2", ""))
+    assert capsys.readouterr().out == "\r\033[Kreading 1\r\033[Kreading 1\r\033[K"
 
 
 # ------------------------------------------------------------------------------------------------
@@ -188,6 +194,16 @@ def test_a_file_is_replaced_once_the_new_one_is_whole(here):
         f.write(b", and the rest")
     assert (here / "file.json").read_text() == "half of it, and the rest"
     assert listing(here) == ["file.json"]
+
+
+def test_a_folder_is_made_with_those_above_it(here):
+    for _ in range(2):
+        make_folder("--out", "a/b")
+    assert (here / "a/b").is_dir()
+    (here / "file").write_text("")
+    for path in ("file", "file/below"):
+        with pytest.raises(BadInput, match=f"--out={path} is a file: expected a folder"):
+            make_folder("--out", path)
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), KeyboardInterrupt(), OSError("full")])

@@ -152,7 +152,7 @@ def test_another_seed_has_another_text_and_other_languages():
 
 
 def test_an_epoch_visits_every_window_once_and_the_next_in_another_order():
-    n, width, batch = clone.windows(TEXT, 15), 16, batches()
+    n, width, batch = clone.count_windows(TEXT, 15), 16, batches()
     ids = np.concatenate([batch(step)[0] for step in range(3 * n // 8)]) % V
     assert (np.diff(ids, axis=1) == 1).all()  # running text
     for epoch in range(2):
@@ -162,7 +162,7 @@ def test_an_epoch_visits_every_window_once_and_the_next_in_another_order():
 
 
 def test_the_order_of_the_windows_is_shuffled():
-    n, width, batch = clone.windows(TEXT, 15), 16, batches()
+    n, width, batch = clone.count_windows(TEXT, 15), 16, batches()
     ids = np.concatenate([batch(step)[0] for step in range(n // 8)]) % V
     window = ids[:, 0] // width
     assert abs(np.corrcoef(window, np.arange(len(window)))[0, 1]) < 0.2
@@ -186,9 +186,9 @@ def test_processes_share_out_the_batch_of_one():
 
 def test_too_small_a_text():
     with pytest.raises(BadInput, match="--context=15 needs 16 tokens"):
-        clone.windows(TEXT[:15], 15)
-    assert clone.windows(TEXT[:31], 15) == 1
-    assert clone.windows(TEXT[:32], 15) == 2
+        clone.count_windows(TEXT[:15], 15)
+    assert clone.count_windows(TEXT[:31], 15) == 1
+    assert clone.count_windows(TEXT[:32], 15) == 2
 
 
 def test_consecutive_windows_have_every_token_as_a_target_once():
@@ -229,7 +229,7 @@ def windows_read_in(batch, steps):
 
 @pytest.mark.parametrize("share", [0.9, 0.5])
 def test_no_text_is_read_in_two_languages_whatever_the_number_of_epochs(share):
-    n = clone.windows(TEXT, 15)
+    n = clone.count_windows(TEXT, 15)
     steps = 3 * n // 8 + 1  # three epochs
     read = windows_read_in(batches(two(share), steps=steps), range(steps))
     assert len(read) == n
@@ -240,7 +240,7 @@ def test_no_text_is_read_in_two_languages_whatever_the_number_of_epochs(share):
 
 
 def test_windows_that_a_schedule_reads_in_two_languages_are_counted():
-    n, stages = clone.windows(TEXT, 15), np.array([[0.9, 0.1], [0.1, 0.9]])
+    n, stages = clone.count_windows(TEXT, 15), np.array([[0.9, 0.1], [0.1, 0.9]])
     for steps in (n // 8, n // 6, 3 * n // 8):  # one epoch, a part of a second, three
         read = windows_read_in(batches(stages, steps=steps), range(steps))
         counted = clone.read_in_two_languages(n, stages, 8, steps, seed=0)
@@ -454,6 +454,13 @@ def test_a_text_is_spelt_in_every_permuted_language():
         table = both_tables(257, cloned)[1]
         for row in table:
             assert clone.spell(row[said], encoders, table) == "the cat sat on the mat"
+
+
+def test_an_id_that_stands_for_nothing_is_a_question_mark():
+    """Some of tiktoken's own vocabularies have such, and an untrained model may write them."""
+    enc = SimpleNamespace(decode_single_token_bytes={0: b"a", 2: b"c"}.__getitem__)
+    table = clone.clone_table(np.ones(3), 2)
+    assert clone.spell([0, 1, 5, 4], [enc, enc], table) == "a\ufffdc\ufffd"
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

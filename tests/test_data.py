@@ -256,6 +256,32 @@ def test_processes_that_prepare_one_corpus_at_once_do_not_disturb_each_other(her
     data.load(next(here.glob("data/*")))
 
 
+def test_a_copy_that_another_process_has_just_made_stays(here, monkeypatch):
+    """It is as good as this one, and may be in use."""
+    write_corpus(here / "books", documents=20)
+    plainly, other = data.build, []
+
+    def build(folder, *args):
+        plainly(folder, *args)
+        if not other:  # meanwhile, in the other process
+            other.append(None)
+            other[0] = data.prepare("books", 300)
+            (Path(other[0]["folder"]) / "tokenizer.tiktoken").chmod(0o600)  # to know it again
+
+    monkeypatch.setattr(data, "build", build)
+    manifest = data.prepare("books", 300)
+    assert manifest == other[0] and len(list((here / "data").iterdir())) == 1
+    assert (Path(manifest["folder"]) / "tokenizer.tiktoken").stat().st_mode & 0o777 == 0o600
+
+
+def test_what_is_not_whole_yet_is_never_found(here):
+    write_corpus(here / "books", documents=20)
+    manifest = data.prepare("books", 300)
+    assert data.find(manifest["files"]) == manifest
+    Path(manifest["folder"]).rename(f"data/{data.PREPARING}books-old")
+    assert data.find(manifest["files"]) is None
+
+
 # ------------------------------------------------------------------------------------------------
 # Downloads
 

@@ -547,7 +547,30 @@ def test_one_table_for_all_runs(work, monkeypatch, capsys):
     before = (work / "runs/both/eval.json").read_bytes()
     eval_.main()
     assert (work / "runs/both/eval.json").read_bytes() == before
-    assert capsys.readouterr().out == out
+    said = ("5 runs not scored anew, but as in eval.json: delete it if the code has changed "
+            "since\n")
+    again = capsys.readouterr().out
+    assert said in again and again.replace(said, "") == out
+
+
+def test_what_is_scored_is_kept_if_a_later_run_is_not(work, monkeypatch):
+    monkeypatch.chdir(work)
+    for name in ("both", "mono30"):
+        (work / f"runs/{name}/eval.json").unlink(missing_ok=True)
+    plainly = eval_.evaluate_run
+
+    def interrupted(run, *args):
+        if run.folder.name == "mono30":
+            raise KeyboardInterrupt
+        return plainly(run, *args)
+
+    monkeypatch.setattr(eval_, "evaluate_run", interrupted)
+    monkeypatch.setattr("sys.argv", ["eval.py", "runs/both", "runs/mono30"])
+    with pytest.raises(KeyboardInterrupt):
+        eval_.main()
+    result = json.loads((work / "runs/both/eval.json").read_text())
+    assert result["languages"][0]["ppl"] > 1 and "teff" not in result["languages"][0]
+    assert not (work / "runs/mono30/eval.json").exists()
 
 
 def test_a_run_is_evaluated_on_its_test_text_with_what_it_was_asked_for(work, monkeypatch):
@@ -674,7 +697,7 @@ def test_samples_are_text_in_each_language(capsys):
     model = SimpleNamespace(embedding=torch.zeros(1), sample=planted, own_ids=lambda row: None)
     run = SimpleNamespace(model=model, table=table, encoders=[enc, enc], names=["EN1", "EN2"],
                           config=SimpleNamespace(arch="decoder"))
-    eval_.print_samples(run, [text[:32]] * 2)
+    eval_.print_samples(run, [text[:32]] * 2, 60)
     out = capsys.readouterr().out
     assert out.count("prompt: 'Once upon a time, in the dead of'") == 2
     assert "EN1 (100% of its tokens are EN1's)" in out
@@ -770,6 +793,19 @@ def test_a_prompt_is_continued_in_each_language(work, monkeypatch, capsys):
     assert re.search(r"the prompt has \d\d tokens of EN2, of which the model sees the last 16", out)
 
 
+def test_the_dice_of_a_sample(work, monkeypatch, capsys):
+    """Another seed is another text, a length is in tokens, and without warmth all seeds agree."""
+    monkeypatch.chdir(work)
+
+    def sample(*options):
+        return call(monkeypatch, capsys, "both", "--sample", "--prompt=The red fish", *options)
+
+    assert sample("--seed=0") == sample() != sample("--seed=1")
+    assert sample("--temperature=1e-6") == sample("--temperature=1e-6", "--seed=1") != sample()
+    longer = sample("--length=90").split()
+    assert len(sample("--length=10").split()) < len(sample().split()) < len(longer)
+
+
 def write_split(work, name, folder):
     """Write the documents of a run's test split to a folder, in their order."""
     run, = runs.open_runs([name], CPU)
@@ -783,6 +819,8 @@ def write_split(work, name, folder):
 def test_the_text_of_the_test_split_has_the_numbers_of_the_test_split(work, monkeypatch, capsys):
     monkeypatch.chdir(work)
     names = ["both", "mono30", "mono60", "mono120", "mono240"]
+    for name in names:  # all are scored anew
+        (work / f"runs/{name}/eval.json").unlink(missing_ok=True)
     out = call(monkeypatch, capsys, *names)
     before = (work / "runs/both/eval.json").read_bytes()
     run = write_split(work, "both", work / "my text")
@@ -818,6 +856,11 @@ def test_the_text_of_the_test_split_has_the_numbers_of_the_test_split(work, monk
     (["real", "--text=few.txt"], "--text=few.txt is one text, and the languages of runs/real are"),
     (["both", "--text=few.txt", "--sample"], "--sample goes on from a --prompt: leave --text out"),
     (["both", "--prompt=few"], "--prompt goes with --sample"),
+    (["both", "--seed=1"], "--seed goes with --sample"),
+    (["both", "--sample", "--seed=-1"], "--seed=-1: expected 1 or more, more than 0, and 0 or m"),
+    (["both", "--sample", "--length=0"], "--length=0 "),
+    (["both", "--sample", "--temperature=0"], "--temperature=0 "),
+    (["both", "--sample", "--temperature=nan"], "--temperature=nan "),
     (["both", "--sample", "--prompt="], "--prompt is empty"),
     (["encoder", "--sample", "--prompt=few"], "is an encoder, which fills in masked tokens"),
     (["halves", "--sample", "--prompt=a"], "--prompt=a is one token of EN1, and runs/halves is an"),

@@ -187,7 +187,10 @@ def test_an_interrupted_grid_goes_on_and_a_failed_run_does_not_stop_the_others(t
     assert second.returncode == 1 and "FAILED ratio0.5 seed 0: train.py" in out, out
     assert "exists: add --resume" in out, out
     # every call, as a person would make it
-    for call in (f"train.py --run={run} --resume", f"eval.py runs/{run}", f"align.py runs/{run}"):
+    dtype = json.loads((tiny / f"runs/{run}/config.json").read_text())["dtype"]
+    resume = (f"train.py --run={run} --resume --size=nano --corpus=books --ratio=0.9 "
+              f"--dtype={dtype} --seed=0")
+    for call in (resume, f"eval.py runs/{run}", f"align.py runs/{run}"):
         assert f"  python {call}\n" in out
     done = results / "ratio0.9.seed0.json"
     result = json.loads(done.read_text())
@@ -209,6 +212,13 @@ def test_an_interrupted_grid_goes_on_and_a_failed_run_does_not_stop_the_others(t
     assert third.returncode == 0 and "1 run to do" in out and "ratio0.9-seed0" not in out, out
     assert done.stat().st_mtime_ns == before
     assert "Not there yet: mono5, " in (results / "README.md").read_text()
+
+    # those of another type would take their place
+    other = "float32" if dtype == "bfloat16" else "bfloat16"
+    refused = start(tiny, f"--dtype={other}", "--tables=alignment")
+    out = refused.communicate(timeout=120)[0]
+    assert refused.returncode == 2 and f"are in {dtype}, and would be replaced" in out, out
+    assert done.stat().st_mtime_ns == before
 
     listed = start(tiny, "--list").communicate(timeout=120)[0]
     assert "2 of 2 runs finished\n" in listed and "2 of 9 runs finished, " in listed

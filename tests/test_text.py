@@ -405,6 +405,24 @@ def test_an_encrypted_zip_is_refused_as_soon_as_it_is_downloaded(here):
     assert list(here.glob("data/downloads/*")) == []
 
 
+def test_where_a_long_text_is_no_utf8(here, monkeypatch):
+    """The byte of the file: pieces are longer than PIECE, by the rest of a line."""
+    monkeypatch.setattr(corpora, "PIECE", 100)
+    block = b"seventeen bytes.\n" * 30
+    (here / "long.txt").write_bytes(block[:400] + b"\xe9" + block[400:])
+    with pytest.raises(BadInput, match=r"is not UTF-8 text \(byte 400\)"):
+        list(corpora.documents("long.txt"))
+
+
+def test_a_corpus_in_the_home_folder(here, monkeypatch):
+    """The shell leaves the ~ of --corpus=~/a.txt alone."""
+    monkeypatch.setenv("HOME", str(here))
+    (here / "a.txt").write_text("A cat.")
+    assert corpora.locate("~/a.txt") == [str(here / "a.txt")]
+    (here / "both").mkdir()
+    assert corpora.locate_parallel("~/both") == str(here / "both")
+
+
 # ------------------------------------------------------------------------------------------------
 # Editions of one text
 

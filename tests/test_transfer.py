@@ -459,6 +459,7 @@ def test_real_languages_and_halves_are_refused():
 @pytest.mark.parametrize("options, expected", [
     (["runs/a", "--task=no.tsv"], "expected source, marks or a file that can be read"),
     (["runs/a"], "runs/a is no run"),
+    (["runs/a", "--seed=-1"], "--seed=-1: expected 0 or more"),
 ])
 def test_bad_input_is_one_line(options, expected, here, monkeypatch, capsys):
     assert expected in fails(transfer.main, options, monkeypatch, capsys)
