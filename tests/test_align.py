@@ -612,9 +612,51 @@ def test_a_token_that_two_languages_share(monkeypatch):
     a, b = vectors[ids], vectors[(ids + 1) % 20]
     swapped = align.shared_similarity(a, b, ids, ids, np.arange(20))["shared"]
     assert swapped["value"] < 0.2 and not swapped["above"]
-    # one that is rare in either language does not count
-    rare = np.where(np.arange(2000) < 4, 19, ids % 19)
-    assert align.shared_similarity(a, a, rare, rare, [18, 19]) == {}
+
+
+def test_each_language_has_its_own_mean_taken_off():
+    torch.manual_seed(0)
+    a = [torch.randn(n, 16) for n in range(8, 28)]
+    b = [x[torch.randperm(len(x))] for x in a]
+    plain = align.matched_similarity(a, b)["matched_centred"]
+    moved = align.matched_similarity(a, [x + 5 for x in b])["matched_centred"]
+    assert moved["value"] == pytest.approx(plain["value"], abs=1e-4)
+    assert moved["floor"] == pytest.approx(plain["floor"], abs=1e-4) and moved["above"]
+
+
+def test_shared_tokens_have_the_mean_of_each_language_taken_off_and_rare_ones_do_not_count():
+    torch.manual_seed(0)
+    ids, vectors = np.repeat(np.arange(20), 50), torch.randn(20, 32)
+    a, b = vectors[ids] + 10, vectors[(ids + 1) % 20] - 10
+    assert align.shared_similarity(a, b, ids, ids, range(20))["shared"]["value"] < 0.2
+    alike = align.shared_similarity(a, vectors[ids] - 10, ids, ids, range(20))
+    assert alike["shared"]["value"] > 0.99
+
+    # token 20, 4 times in one language, is used in quite another way
+    ids = np.append(ids, [20] * 4)
+    a = torch.cat([vectors[ids[:-4]], torch.ones(4, 32)])
+    b = torch.cat([vectors[ids[:-4]], -torch.ones(4, 32)])
+    assert align.shared_similarity(a, b, ids, ids, range(21))["shared"]["value"] > 0.99
+
+
+def test_gradients_of_several_batches_are_those_of_all_windows():
+    model, long = planted("stranger"), np.tile(TEXT, (4, 1))
+    assert long.size > 8192
+    once, four = (align.gradients(model, TABLE[0][text], TABLE[0]) for text in (TEXT, long))
+    for name in once:
+        if not name.endswith("k_bias"):
+            torch.testing.assert_close(four[name], 4 * once[name], rtol=1e-3, atol=1e-3)
+
+
+def test_anchor_points_of_a_long_text_are_left_out():
+    model, table = planted("stranger"), clone.clone_table(np.ones(V), 2, cloned=0.5)
+    text = np.random.default_rng(0).integers(0, V, (300, T))  # three batches
+    layer = align.layer_similarity(model, text, *table)[0]
+    with torch.no_grad():
+        a, b = (model.residual_stream(torch.from_numpy(row[text]))[0].flatten(0, 1)
+                for row in table)
+    cloned = torch.from_numpy(clone.cloned_positions(text, *table)).flatten()
+    assert layer["cka"]["value"] == pytest.approx(stream(a[cloned], b[cloned]).value(), abs=1e-6)
 
 
 def test_gradients_of_a_text_and_its_translation_by_hand():
@@ -903,3 +945,14 @@ def test_bad_input_of_real_languages_is_one_line(real_runs, options, expected, m
 def test_bad_input_is_one_line(work, options, expected, monkeypatch, capsys):
     monkeypatch.chdir(work)
     assert expected in fails(align.main, options, monkeypatch, capsys)
+
+
+def test_what_the_screen_says_of_patching(capsys):
+    exchange = {"all": {"value": 0.7}, "here": [{"value": 0.1}, {"value": None}],
+                "around": [{"value": 0.2}]}
+    align.print_patching({"interchange": exchange, "ablation": {
+        "units": ["a"], "correlation": 0.5, "floor": 0.2, "ceiling": 0.9}})
+    out = capsys.readouterr().out
+    assert "at all positions: 0.70" in out and "after each layer: 0.10, -\n" in out
+    assert "all but these, after each layer: 0.20\n" in out
+    assert "correlation 0.50; floor 0.20" in out and "ceiling 0.90" in out

@@ -549,3 +549,38 @@ def test_the_page_that_shows_what_real_languages_share(bilingual, monkeypatch, c
     examples = re.search(r"shared, the most frequent in eng: (.*)", out)[1]
     assert len(re.findall("'.*?'", examples)) == 10
     assert "next: python train.py --ratio=0.9 --corpus=eng=books --corpus=fra=livres" in out
+
+
+def test_the_masks_of_a_run_are_those_of_the_number_of_each_sequence():
+    table = clone.clone_table(np.ones(31), 2)
+    text = np.random.default_rng(0).integers(0, 30, 2000)
+
+    def batches(seed):
+        return clone.make_batches([text] * 2, table, two(0.5), 15, 8, 60, seed,
+                                  masked=True)
+
+    found = []
+    for seed, step in ((0, 3), (0, 4), (1, 3), (0, 3 + 125 // 8)):
+        ids, lang, shown, places = batches(seed)(step)
+        dice = clone.roll_dice(range(8 * step, 8 * step + 8), 15, seed)
+        for got, expected in zip((shown, places), clone.mask_tokens(ids, table, lang, dice)):
+            assert (got == expected).all()
+        found.append(places)
+    for other in found[1:]:
+        assert (other != found[0]).any(1).sum() >= 6
+
+
+def test_the_check_of_the_batches_measures_distances(capsys):
+    """EN1 reads token 0 alone, EN2 token 1 in half of its places, EN3 another one everywhere."""
+    said = np.array([[0, 0], [0, 1], [2, 2]])
+
+    def batch(step):
+        lang = np.arange(30) % 3
+        return said[lang] + 5 * lang[:, None], lang
+
+    table = clone.clone_table(np.ones(5), 3)
+    clone.check_batches(["EN1", "EN2", "EN3"], batch, table, 20, 0)
+    cells = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [row[4] for row in cells] == ["0.000", "0.500", "1.000"]
+    assert [row[2] for row in cells] == ["33.3%"] * 3 and [row[3] for row in cells] == ["400"] * 3
+    assert all(float(row[5]) < 0.2 for row in cells)

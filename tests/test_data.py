@@ -11,6 +11,7 @@ import time
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiktoken
 from conftest import ONE_THREAD, ROOT, fails, finish, listing, script, write_corpus
@@ -401,3 +402,9 @@ def test_a_corpus_that_is_none(refused, source, expected):
 @pytest.mark.parametrize("option, expected", BAD_SETTINGS)
 def test_settings_that_are_none(refused, option, expected):
     assert expected in refused("--corpus=small.txt", option)
+
+
+def test_tokens_of_a_long_text_are_counted_in_all_its_pieces():
+    ids = np.zeros((1 << 24) + 5, dtype=np.uint16)
+    ids[-3:] = 2
+    assert data.count_tokens(ids, 4).tolist() == [(1 << 24) + 2, 0, 3, 0]

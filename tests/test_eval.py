@@ -14,6 +14,7 @@ from conftest import REAL, TINY, fails, listing, train_here, write_corpus
 import clone
 import data
 import runs
+import train
 from lib.bpe import EOT
 from lib.cli import BadInput
 from model import GPT
@@ -900,3 +901,53 @@ def test_bad_input_is_one_line(work, options, expected, monkeypatch, capsys):
     torch.save(state | {"step": 5}, work / "runs/unfinished/model.pt")
     assert expected in fails(eval_.main, options, monkeypatch, capsys)
     assert not list((work / "runs/unfinished").glob("eval.json"))
+
+
+def test_code_switching_of_several_batches_is_that_of_all_windows(switching):
+    model, _, table = switching
+    text = np.random.default_rng(1).integers(0, 29, 800 * 16 + 1)
+    parts = [eval_.code_switch(model, t, table, 0, 1, 16) for t in (text[:6401], text[6400:])]
+    whole = eval_.code_switch(model, text, table, 0, 1, 16)
+    for kind in ("plain", "within"):
+        for case in ("same", "switched", "none"):
+            mean = (parts[0][kind][case] + parts[1][kind][case]) / 2
+            assert abs(parts[0][kind][case] - mean) > 1e-4
+            assert whole[kind][case] == pytest.approx(mean, abs=1e-5)
+
+
+@pytest.mark.parametrize("option, same", [
+    ("--context=64", False), ("--optimizer=adamw", False), ("--d_model=128", False),
+    ("--n_layer=4", False), ("--n_head=4", False), ("--tied", False), ("--bias=false", False),
+    ("--embedding_scale=false", False), ("--vocab_size=600", False), ("--tokenizer=gpt2", False),
+    ("--arch=encoder", False), ("--ratio=0.9", True), ("--languages=1", True),
+    ("--cloned=0.5", True), ("--schedule=1,0", True), ("--steps=9", True), ("--seed=9", True),
+    ("--batch_size=4", True), ("--lr=1", True), ("--embedding_std=1", True),
+])
+def test_what_monolingual_runs_have_in_common_with_a_run(option, same, monkeypatch):
+    recipes = []
+    for given in ([], [option]):
+        monkeypatch.setattr("sys.argv", ["train.py", *given])
+        config = train.make_config(*train.options().parse())
+        config.corpus_sha256 = config.data_sha256 = ""
+        recipes.append(eval_.recipe(config))
+    assert (recipes[0] == recipes[1]) == same
+
+
+def test_what_the_screen_says_stands_under_its_heading(capsys):
+    language = {"name": "EN2", "tokens_seen": 1000, "ppl": 20.0, "ppl_se": 0.5,
+                "bits_per_byte": 2.0, "mlpe": 30.0, "mlte": 4000.0, "teff": 4.0,
+                "teff_interpolated": 3.5, "teff_interval": [3.0, 5.0], "extrapolated": False,
+                "teff_same_batch": 9.0}
+    cases = {"same": 1.0, "switched": 2.0, "none": 3.0, "gap": 1.0}
+    switch = {"EN1->EN2": {"plain": cases, "within": {k: v / 4 for k, v in cases.items()}}}
+    result = [(SimpleNamespace(name="a"), None, {"languages": [language], "code_switch": switch})]
+    eval_.print_table(result)
+    head, line = capsys.readouterr().out.splitlines()[1:]
+    for word, value in (("perplexity", "20.00"), ("MLPE", "30.00"), ("MLTE", "4,000"),
+                        ("TEff, law", "4.00"), ("TEff  95", "3.50"), ("± se", "0.50")):
+        end = head.index(word) + len(word.removesuffix("  95"))
+        assert line[:end].endswith(f" {value}"), word
+    assert line.endswith("3.00 to 5.00")
+    eval_.print_switches(result)
+    assert capsys.readouterr().out.splitlines()[-1].split()[2:] == [
+        "1.000", "2.000", "3.000", "1.000", "0.250", "0.500", "0.750", "0.250"]

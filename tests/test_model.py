@@ -68,13 +68,15 @@ def test_chunked_loss_in_bf16_is_close_to_fp32():
     torch.manual_seed(0)
     hidden, weight = torch.randn(600, 32), torch.randn(300, 32) * 0.3
     targets = torch.randint(300, (600,))
-    grads = []
+    found = []
     for dtype in (torch.float32, torch.bfloat16):
         h = hidden.bfloat16().to(dtype).requires_grad_()
         w = weight.clone().requires_grad_()
-        ChunkedCrossEntropy.apply(h, w, targets, 100).mean().backward()
-        grads.append((h.grad.float(), w.grad))
-    for exact, rounded in zip(*grads):
+        losses = ChunkedCrossEntropy.apply(h, w, targets, 100)
+        assert losses.dtype == torch.float32
+        losses.mean().backward()
+        found.append((losses.detach(), h.grad.float(), w.grad))
+    for exact, rounded in zip(*found):
         assert (exact - rounded).norm() < 0.01 * exact.norm()
 
 
@@ -295,3 +297,34 @@ def test_adam_is_the_papers_to_the_letter(optimizer, decay):
         train.update(optimizers, lr)
     for name, p in model.named_parameters():
         torch.testing.assert_close(p.detach().double(), expected[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("length", [5, 16, 30])
+def test_a_decoder_goes_on_from_as_many_tokens_as_its_context_holds(length):
+    model = make()
+    out = model.sample(torch.randint(60, (length,)), 20, top_k=1)
+    for t in range(length, length + 20):
+        hidden = model.residual_stream(out[None, max(0, t - 16):t])[-1][0, -1]
+        assert out[t] == (model.norm(hidden) @ model.unembedding.T).argmax()
+    assert len(set(out[length:].tolist())) > 1
+
+
+def test_the_gradient_of_the_output_is_summed_in_fp32():
+    """Each of 2,000 positions adds 0.5: in bf16 the sum would stay at 128."""
+    hidden = torch.ones(2000, 1, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.zeros(2, 1, requires_grad=True)
+    targets = torch.zeros(2000, dtype=torch.int64)
+    ChunkedCrossEntropy.apply(hidden, weight, targets, 1).sum().backward()
+    assert weight.grad.flatten().tolist() == [-1000, 1000]
+
+
+PAPERS = dict(arch="decoder", heads="shared", context=512, vocab_size=16384, cloned=1.0, bias=True,
+              tied=False, embedding_scale=True, embedding_std=0.02, lr=6e-4, optimizer="adam")
+
+
+@pytest.mark.parametrize("size, steps, batch_size", [
+    ("mini", 18265, 128), ("small", 18265, 128), ("medium", 9132, 256)])
+def test_the_recipe_is_the_papers(size, steps, batch_size):
+    recipe = {key: value for key, value in SIZES[size].items() if not key.startswith(("n_", "d_"))}
+    assert recipe == PAPERS | {"steps": steps, "batch_size": batch_size}
+    assert steps * batch_size * 512 == pytest.approx(1.197e9, rel=1e-3)

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 from conftest import NOUNS, ONE_THREAD, translate, write_corpus
-from test_report import mean, planted_align, planted_config, planted_law, rows
+from test_report import Recorder, mean, planted_align, planted_config, planted_law, rows
 from test_reproduce import tiny  # noqa: F401, a fixture
 
 import align
@@ -188,3 +188,21 @@ def test_one_run_of_two_languages_from_its_command_to_its_json(tiny):  # noqa: F
         "--parallel=both --ratio=0.9 --seed=0")
     assert [language["name"] for language in result["eval"]["languages"]] == ["eng", "fra"]
     assert result["align"]["layers"][0].keys() == align.PARALLEL_MEASURES.keys()
+
+
+def test_tables_and_figures_of_real_languages(tmp_path, monkeypatch):
+    found = {name: list(by_seed.values()) for name, by_seed in plant(tmp_path, teff).items()}
+    text = real.alignments(found, ["anchored-ratio0.5"], {}, NAMES)
+    cells = [cell.strip() for cell in text.splitlines()[4].split("|")[1:-1]]
+    assert cells[0] == "anchored-ratio0.5" and cells[5] == "0.200 ± 0.000"
+    assert cells[6] == "0.300 ± 0.000"
+    stand_in = Recorder()
+    monkeypatch.setattr(real, "plots", stand_in)
+    real.draw_efficiencies("a.png", found, NAMES)
+    _, panels = stand_in.drawn.args
+    for vocabulary, panel in panels.items():
+        for l, name in enumerate(NAMES):
+            i = panel["ratios"].index(0.5)
+            assert panel["languages"][name]["teff"][i] == [
+                r["eval"]["languages"][l]["teff_interpolated"]
+                for r in found[f"{vocabulary}-ratio0.5"]]

@@ -1,3 +1,4 @@
+import copy
 import json
 from types import SimpleNamespace
 
@@ -475,3 +476,35 @@ def test_patching_is_of_the_runs_that_have_it(tmp_path):
     report.write_report(tmp_path, "nano", read(tmp_path, "nano"), "ratio0.9")
     text = (tmp_path / "README.md").read_text()
     assert "| ratio0.8 | 0.70 | 0.13 | 0.20 | 0.50 | 0.20 | 0.90 | 1 |" in text  # layer 3 of 6
+
+
+def test_the_table_and_the_figure_of_architectures(found, recorder):
+    found = copy.deepcopy(found)
+    text = report.architectures(found, ["encoder-ratio0.9"], {})
+    cells = [cell.strip() for cell in text.splitlines()[2].split("|")[1:-1]]
+    languages = found["encoder-ratio0.9"][0]["eval"]["languages"]
+    assert cells[:3] == ["encoder", "shared", "90/10"]
+    assert cells[3:5] == [f"{x['ppl']:.2f} ± 0.00" for x in languages]
+    for results in found.values():  # every number its own
+        for result in results:
+            for l, language in enumerate(result["eval"]["languages"]):
+                share = language["tokens_seen"]
+                language |= {"teff": 9, "teff_same_batch": 8, "teff_interpolated": share + l}
+    report.draw_architectures("a.png", found)
+    kinds, teff = recorder.drawn.args
+    assert len(kinds) == 6 and kinds[0] == "decoder,\nshared"
+
+    def teff_of(name, l):
+        return [result["eval"]["languages"][l]["teff_interpolated"] for result in found[name]]
+
+    assert teff["90/10"][3] == teff_of("encoder-heads-ratio0.9", 1)
+    report.tables("nano")["longer"].draw("longer.png", found)
+    mix = recorder.drawn.args[2]["90/10"]
+    for l, language in enumerate(("EN1", "EN2")):
+        assert mix["teff"][language][0] == teff_of("ratio0.9-0.5x", l)
+
+    report.draw_interchanges("p.png", found)
+    exchange, worth = recorder.drawn.args
+    assert exchange["ratio0.8"][0]["here"][3] == pytest.approx(0.13)
+    assert exchange["ratio0.8"][0]["around"][3] == pytest.approx(0.23)
+    assert worth["ratio0.8"] == {"correlation": [0.5] * 2, "floor": [0.2] * 2, "ceiling": [0.9] * 2}

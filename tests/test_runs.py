@@ -276,8 +276,6 @@ def test_the_languages_of_a_run_are_those_of_its_config(made, monkeypatch):
     assert (runs.make_table(run.config, run.corpora) == half).all()
     run.config.anchor_seed += 1
     assert (runs.make_table(run.config, run.corpora) != half).any()
-    run.config.seed = 1  # other anchor points
-    assert (runs.make_table(run.config, run.corpora) != run.table).any()
     assert data.tokens(run.corpora[0], "train").max() < 300
 
 

@@ -740,3 +740,35 @@ def test_help_explains_every_option_under_a_heading():
     for heading, section in zip(parts[3::2], parts[4::2]):
         options = re.findall(r"^  --(\w+)", section, flags=re.M)
         assert options == UNDER_HEADINGS[heading].split()
+
+
+def test_muons_updates_are_as_large_as_adams():
+    torch.manual_seed(0)
+    shape = dict(vocab_size=20, context=8, n_layer=1, n_head=2, d_head=32, d_model=64, tied=False,
+                 embedding_std=0.02, bias=True, embedding_scale=True, arch="decoder",
+                 heads="shared")
+    model = GPT(shape)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for p in model.parameters():
+        p.grad = torch.randn_like(p)
+    train.update(train.make_optimizers(model, SimpleNamespace(optimizer="muon", lr=0.01)), 0.01)
+    for name, p in model.named_parameters():
+        if name.startswith("blocks") and p.dim() == 2:
+            size = (p - before[name]).square().mean().sqrt().item()
+            assert size == pytest.approx(0.2 * 0.01, rel=0.25), name
+
+
+def test_the_loss_of_a_long_text_is_that_of_all_its_windows():
+    torch.manual_seed(0)
+    model = GPT(dict(vocab_size=60, context=16, n_layer=1, n_head=2, d_head=8, d_model=16,
+                     tied=True, embedding_std=1, bias=True, embedding_scale=True,
+                     arch="decoder", heads="shared"))
+    # the second half of the text is another one
+    text = np.concatenate([np.random.default_rng(0).integers(0, 5, 6000),
+                           np.random.default_rng(1).integers(5, 29, 6000)])
+    losses, _ = train.evaluate(model, [text] * 2, clone.clone_table(np.ones(30), 2),
+                               ["EN1", "EN2"], 16)
+    windows = torch.from_numpy(train.spread(text, 16))
+    assert len(windows) > 2 * 4096 // 16
+    with torch.no_grad():
+        assert losses[0] == pytest.approx(model(windows).mean().item(), rel=1e-5)

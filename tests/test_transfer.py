@@ -7,7 +7,9 @@ import tiktoken
 import torch
 from conftest import fails, train_here
 
+import align
 import clone
+import data
 import runs
 from lib.bpe import PATTERN
 from model import GPT
@@ -454,6 +456,91 @@ def test_real_languages_and_halves_are_refused():
     config = SimpleNamespace(arch="encoder-decoder", corpus="a", languages=2)
     with pytest.raises(runs.BadInput, match="halves"):
         transfer.check_run("runs/a", config, ["marks"])
+
+
+def marks_corpus(folder, letters):
+    """A prepared corpus in which every document has a letter of its own: half speech, half told."""
+    folder.mkdir()
+    names, it = {}, iter(letters)
+    for split, n in (("train", 10), ("val", 3), ("test", 3)):
+        ids, names[split] = [], []
+        for c in (next(it) for _ in range(n)):
+            ids += [*f"“{c * 5}”{c * 5}".encode() * 12, 256]
+            names[split].append(c)
+        np.array(ids, dtype=np.uint16).tofile(folder / f"{split}.bin")
+    return {"folder": folder, "dtype": "uint16", "eot": 256, "documents": names, "vocab_size": 257}
+
+
+def test_marks_are_tested_on_documents_that_were_held_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(transfer, "WINDOWS", (64, 16, 32))
+    corpora = [marks_corpus(tmp_path / "a", "ABCDEFGHIJKLMNOP"),
+               marks_corpus(tmp_path / "b", "abcdefghijklmnop")]
+    enc = encoding()
+    for clones in (True, False):
+        run = SimpleNamespace(config=SimpleNamespace(context=10), encoders=[enc, enc],
+                              corpora=[corpora[0]] * 2 if clones else corpora, clones=clones,
+                              table=TABLE, folder="runs/a")
+        task = transfer.marks_task(run, 0)
+        seen = [set(bytes(part.ids.ravel().tolist()).decode().replace("\n", ""))
+                for part in (task.train, task.validation, *task.test)]
+        assert seen[0] | seen[1] <= set("ABCDEFGHIJ") and not seen[0] & seen[1]
+        assert seen[2] <= set("KLMNOP")
+        assert seen[3] <= set("KLMNOP" if clones else "klmnop")
+        assert [len(p.ids) for p in (task.train, task.validation, *task.test)] == [64, 16, 32, 32]
+
+
+def test_alignment_is_the_centred_cosine_of_the_middle_layer(tmp_path):
+    (tmp_path / "model.pt").write_bytes(b"weights")
+    kinds = ("cosine", "centred", "matched", "matched_centred")
+    layers = [{kind: {"value": 10 * layer + i, "floor": 0, "above": True}
+               for i, kind in enumerate(kinds)} for layer in range(5)]
+    pair = {"layers": layers, "embeddings": {},
+            "gradients": {"blocks.0.q": dict.fromkeys(align.GRADIENTS, 0.0)}}
+    result = {"checkpoint": data.file_sha256(tmp_path / "model.pt"), "names": list("01234"),
+              "pairs": {"EN1-EN2": pair}}
+    run = SimpleNamespace(folder=tmp_path, clones=True, model=SimpleNamespace(blocks=[None] * 4))
+    assert transfer.alignment(run) is None
+    (tmp_path / "align.json").write_text(json.dumps(result))
+    assert transfer.alignment(run) == 21
+    run.clones = False
+    assert transfer.alignment(run) == 23
+    (tmp_path / "model.pt").write_bytes(b"others")
+    assert transfer.alignment(run) is None
+
+
+def test_what_the_numbers_of_many_runs_are_of():
+    result = {"probe": {"EN1": 0.1, "EN2": 0.2, "EN3": 0.4},
+              "fine-tuned": {"EN1": 0.5, "EN2": 0.6, "EN3": 0.8},
+              "accuracy": {"EN1": 0.9, "EN2": 0.7, "EN3": 0.3}}
+    assert transfer.first_and_others(result) == pytest.approx([0.1, 0.3, 0.5, 0.7])
+    assert transfer.accuracy_elsewhere(result) == pytest.approx(0.5)
+
+
+def test_accuracy_stands_beside_F1(monkeypatch):
+    """Of a model that says the second class of everything."""
+    task = planted(whole=False)
+    labels = transfer.asked(task.test[0])
+    monkeypatch.setattr(transfer, "make_task", lambda *_: task)
+    monkeypatch.setattr(transfer, "probe", lambda *_: ([0, 0], 0.1))
+    monkeypatch.setattr(transfer, "choose_finetuned", lambda *_: (None, None, 0.1))
+    monkeypatch.setattr(transfer, "classify", lambda *_: np.ones(len(labels), dtype=int))
+    result, share = transfer.transfer(run_of(make()), "planted", 0), labels.mean()
+    assert result["fine-tuned"]["EN2"] == pytest.approx(2 * share / (1 + share))
+    assert result["accuracy"]["EN2"] == pytest.approx(share)
+
+
+def test_a_probe_is_scaled_by_EN1_alone(monkeypatch):
+    """EN2's states are EN1's, but moved: what was learned in EN1 then says one class of all."""
+    task = planted()
+
+    def read(model, examples, row):
+        x = 2.0 * transfer.asked(examples)[:, None] - 1
+        x = x + 0.1 * np.random.default_rng(0).standard_normal((len(x), 3))
+        return torch.from_numpy(x + 9 * (row[0] > 0)).float()
+
+    monkeypatch.setattr(transfer, "read", read)
+    [first, second], _ = transfer.probe(None, task, TABLE)
+    assert first == 1 and second == transfer.asked(task.test[0]).mean()
 
 
 @pytest.mark.parametrize("options, expected", [
