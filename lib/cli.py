@@ -161,7 +161,7 @@ line_due = None  # when progress() may next print a line to what is no terminal,
 def progress(text):
     """Show how far something is: on a terminal in one line, in its place; else in a line a minute.
 
-    progress("") takes the line away, and ends this something.
+    progress("") says that it is done, and takes the line away.
     """
     global line_due
     if sys.stdout.isatty():
