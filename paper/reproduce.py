@@ -440,12 +440,13 @@ def main():
     if pick_device("auto").type == "cuda":
         label += "-cuda"
     out = Path("paper/results") / args.scale / label
-    picked = pick_dtype(out)
     if args.dtype == "auto":
-        args.dtype = picked
-    elif any(out.glob("*.seed*.json")) and picked != args.dtype:
-        raise BadInput(f"--dtype={args.dtype}: the results in {out} are in {picked}, and would be "
-                       "replaced: leave it out, or move them away")
+        args.dtype = pick_dtype(out)
+    elif any(out.glob("*.seed*.json")):
+        there = pick_dtype(out)
+        if there != args.dtype:
+            raise BadInput(f"--dtype={args.dtype}: the results in {out} are in {there}, and would "
+                           "be replaced: leave it out, or move them away")
     found = read(out, args.scale, args.dtype, options)
     todo = plan(tables, runs_of(tables, chosen), args.seeds, found)
     speed = measure_speed(args.scale) if todo else 1
