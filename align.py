@@ -594,13 +594,12 @@ def measure_clones(run):
     """What align.json holds of clones. Raises BadInput for too short a test text."""
     text, T = run.texts("test")[0], run.config.context
     runs.check_length(run, run.names[0], text, 2)
-    n = min((len(text) - 1) // T, max(2, TOKENS // T))
-    base = clone.consecutive(text, T, n)  # [n, T + 1]
+    base = clone.spread(text, T, max(2, TOKENS // T))  # [n, T + 1]
     frequency = run.languages.counts[0]
 
     worths = []  # of each language, what each head and MLP is worth to it
     if run.config.arch == "decoder":
-        some = base[evenly_spaced(n, max(2, ABLATED_TOKENS // T))]
+        some = clone.spread(text, T, max(2, ABLATED_TOKENS // T))
         for name, row in zip(run.names, run.table):
             def say(share, name=name):
                 progress(f"{run.folder}: {name} without a head or an MLP, {share:.0%}")
@@ -623,13 +622,13 @@ def measure_clones(run):
         }
         if worths:
             progress(f"{run.folder}: {name}, interchange")
-            some = base[evenly_spaced(n, max(2, PATCHED_TOKENS // T))]
+            some = clone.spread(text, T, max(2, PATCHED_TOKENS // T))
             pairs[name] |= {
                 "interchange": patching.interchange(run.model, some, row_a, row_b),
                 "ablation": patching.compare_worths(worths[0], worths[l]),
             }
     progress("")
-    return {"tokens": n * T, "pairs": pairs}
+    return {"tokens": len(base) * T, "pairs": pairs}
 
 
 def measure_real(run, parallel_text):

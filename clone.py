@@ -294,12 +294,14 @@ def count_windows(ids, context):
     return n
 
 
-def consecutive(text, context, n):
-    """The first n windows of a text as it stands: [n, T + 1].
+def spread(text, context, n):
+    """n windows [n, T + 1] from all of a text, evenly spaced; fewer where so many do not fit.
 
-    The last id of each is the first of the next, so that every token is a target once.
+    To measure by. The start of a text may be a single document, and unlike the rest.
     """
-    return np.stack([text[i * context:(i + 1) * context + 1] for i in range(n)])
+    n = min(n, count_windows(text, context))
+    starts = np.linspace(0, len(text) - context - 1, n).astype(int)
+    return np.stack([text[i:i + context + 1] for i in starts])
 
 
 def make_order(n, seed):

@@ -127,8 +127,8 @@ def code_switch(model, text, table, first, second, context):
     """
     device, arch = model.embedding.device, model.config["arch"]
     half = context // 2
-    n = min((len(text) - 1) // context, max(1, SWITCH_TOKENS // context))
-    base = clone.consecutive(text, context, n)  # [n, T + 1]
+    base = clone.spread(text, context, max(1, SWITCH_TOKENS // context))  # [n, T + 1]
+    n = len(base)
     before, second_half = base[:, :half], table[second][base[:, half:]]
     first_half = {
         "same": table[second][before],

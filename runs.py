@@ -498,8 +498,8 @@ def result_name(what, text=None):
 
 
 def check_length(run, name, text, n_windows):
-    """Raise BadInput unless the test text [n] of a language has as many windows, end to end."""
-    needed = n_windows * run.config.context + 1
+    """Raise BadInput unless the test text [n] of a language has as many windows, side by side."""
+    needed = n_windows * (run.config.context + 1)
     if len(text) < needed:
         raise BadInput(f"the test text of {name} has {cli.plural(len(text), 'token')}, fewer than "
                        f"{cli.plural(n_windows, 'window')} of {run.folder} ({needed})")

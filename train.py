@@ -20,7 +20,6 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import torch
 
 import align
@@ -273,7 +272,8 @@ def evaluate(model, texts, table, names, context):
     """
     device = model.embedding.device
     losses = []
-    bases = {id(text): spread(text, context) for text in texts}  # of each text, [n, T + 1]
+    n = max(1, EVAL_TOKENS // context)
+    bases = {id(text): clone.spread(text, context, n) for text in texts}  # of each, [n, T + 1]
     for text, row in zip(texts, table):
         ids = row[bases[id(text)]]
         of_parts, at_a_time = [], max(1, 4096 // context)
@@ -296,13 +296,6 @@ def evaluate(model, texts, table, names, context):
         for a in range(b):
             retrieval[f"{names[a]}-{names[b]}"] = align.retrieval_at_1(states[a], states[b])
     return losses, retrieval
-
-
-def spread(text, context):
-    """Windows of a text [n, T + 1], EVAL_TOKENS in all, spread evenly over it."""
-    n = min(clone.count_windows(text, context), max(1, EVAL_TOKENS // context))
-    starts = np.linspace(0, len(text) - context - 1, n).astype(int)
-    return np.stack([text[i:i + context + 1] for i in starts])
 
 
 # ------------------------------------------------------------------------------------------------

@@ -788,15 +788,19 @@ def test_one_page_a_run_and_one_for_all(work, monkeypatch, capsys):
 
 def test_a_run_is_measured_on_its_test_text_by_its_own_model(work, monkeypatch):
     monkeypatch.chdir(work)
+    monkeypatch.setattr(align, "TOKENS", 30 * 16)
+    monkeypatch.setattr(align, "PATCHED_TOKENS", 20 * 16)
+    monkeypatch.setattr(align, "ABLATED_TOKENS", 10 * 16)
     run, = runs.open_runs(["runs/b"], CPU, minimum=2)
     result = align.measure(run)
     assert result["checkpoint"] == data.file_sha256(work / "runs/b/model.pt")
 
-    # windows of the context, end to end
+    # windows of the context, from the first token to the last
     text = data.tokens(run.corpora[0], "test")
-    n = (len(text) - 1) // 16
-    assert result["tokens"] == n * 16
-    base = clone.consecutive(text, 16, n)
+    base, some, few = (
+        np.stack([text[i:i + 17] for i in np.linspace(0, len(text) - 17, n).astype(int)])
+        for n in (30, 20, 10))
+    assert len(text) > 2 * 30 * 17 and result["tokens"] == 30 * 16
     frequency = np.bincount(data.tokens(run.corpora[0], "train"), minlength=300)
     for pair, row in (("EN1-EN2", run.table[1]), ("EN1-EN3", run.table[2])):
         measured = result["pairs"][pair]
@@ -804,8 +808,6 @@ def test_a_run_is_measured_on_its_test_text_by_its_own_model(work, monkeypatch):
         assert measured["layers"] == align.layer_similarity(run.model, base[:, :-1], *rows)
         assert measured["gradients"] == align.gradient_similarity(run.model, base, *rows)
         assert measured["embeddings"] == align.embedding_similarity(run.model, *rows, frequency)
-        some, few = (base[align.evenly_spaced(n, tokens // 16)]
-                     for tokens in (align.PATCHED_TOKENS, align.ABLATED_TOKENS))
         assert measured["interchange"] == patching.interchange(run.model, some, *rows)
         worths = [patching.worths(run.model, few, row) for row in rows]
         assert measured["ablation"] == patching.compare_worths(*worths)
@@ -880,8 +882,8 @@ def test_a_text_of_ones_own(work, monkeypatch, capsys):
 def test_too_short_a_test_text_is_refused(work, monkeypatch):
     monkeypatch.chdir(work)
     run, = runs.open_runs(["runs/a"], CPU)
-    run.test = np.zeros(32, np.uint16)
-    with pytest.raises(align.BadInput, match=r"has 32 tokens, fewer than 2 windows of .* \(33\)"):
+    run.test = np.zeros(33, np.uint16)
+    with pytest.raises(align.BadInput, match=r"has 33 tokens, fewer than 2 windows of .* \(34\)"):
         align.measure(run)
 
 

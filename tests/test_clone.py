@@ -191,11 +191,21 @@ def test_too_small_a_text():
     assert clone.count_windows(TEXT[:32], 15) == 2
 
 
-def test_consecutive_windows_have_every_token_as_a_target_once():
-    windows = clone.consecutive(TEXT, 15, 20)
-    assert windows.shape == (20, 16)
-    assert (windows[:, 1:].ravel() == TEXT[1:301]).all()
-    assert (windows[:, 0] == TEXT[0:300:15]).all()
+@pytest.mark.parametrize("n", [2, 3, 20])
+def test_windows_to_measure_by_come_from_all_of_a_text(n):
+    text = np.arange(1000)  # each id says where it stood
+    windows = clone.spread(text, 15, n)
+    assert (windows == windows[:, :1] + np.arange(16)).all()
+    starts = windows[:, 0]
+    assert len(starts) == n and starts[0] == 0 and starts[-1] == 1000 - 16
+    gaps = np.diff(starts)
+    assert gaps.min() >= 16 and gaps.max() - gaps.min() <= 1
+
+
+def test_no_more_windows_to_measure_by_than_stand_side_by_side():
+    windows = clone.spread(np.arange(5 * 16), 15, 100)
+    assert (windows.ravel() == np.arange(5 * 16)).all()
+    assert (clone.spread(np.arange(16), 15, 100) == np.arange(16)).all()
 
 
 # ------------------------------------------------------------------------------------------------

@@ -471,11 +471,11 @@ def test_copied_rows_carry_all_of_the_context_and_strangers_none(switching):
 def test_code_switching_by_hand(switching, first, second):
     """A window at a time, from the logits; 8 tokens of one language, then 8 of the other."""
     model, text, table = switching
-    text = text[:100]  # six windows
+    text = text[:6 * 17]  # six windows
     own = torch.from_numpy(np.unique(table[second]))
     losses = {(kind, case): [] for kind in ("plain", "within")
               for case in ("same", "switched", "none")}
-    for start in range(0, 96, 16):
+    for start in range(0, 6 * 17, 17):
         before, after = text[start:start + 8], table[second][text[start + 8:start + 17]]
         for case, ids in (("same", np.append(table[second][before], after)),
                           ("switched", np.append(table[first][before], after)),
@@ -493,6 +493,14 @@ def test_code_switching_by_hand(switching, first, second):
         gap, worth = mean["switched"] - mean["same"], mean["none"] - mean["same"]
         assert abs(gap) > 1e-3 and abs(worth) > 1e-3  # or their signs would not show
         assert result[kind] == pytest.approx(mean | {"gap": gap, "worth": worth}, abs=1e-5)
+
+
+def test_code_switching_reads_from_all_of_the_text(switching, monkeypatch):
+    model, text, table = switching
+    monkeypatch.setattr(eval_, "SWITCH_TOKENS", 2 * 16)
+    both_ends = np.append(text[:17], text[-17:])
+    assert eval_.code_switch(model, text, table, 0, 1, 16) == \
+        eval_.code_switch(model, both_ends, table, 0, 1, 16)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -905,8 +913,8 @@ def test_bad_input_is_one_line(work, options, expected, monkeypatch, capsys):
 
 def test_code_switching_of_several_batches_is_that_of_all_windows(switching):
     model, _, table = switching
-    text = np.random.default_rng(1).integers(0, 29, 800 * 16 + 1)
-    parts = [eval_.code_switch(model, t, table, 0, 1, 16) for t in (text[:6401], text[6400:])]
+    text = np.random.default_rng(1).integers(0, 29, 800 * 17)
+    parts = [eval_.code_switch(model, t, table, 0, 1, 16) for t in np.split(text, 2)]
     whole = eval_.code_switch(model, text, table, 0, 1, 16)
     for kind in ("plain", "within"):
         for case in ("same", "switched", "none"):

@@ -28,7 +28,7 @@ def test_the_rare_language_is_behind_at_90_to_10_and_the_two_are_level_at_50_to_
     losses = {}
     for run in runs.open_runs(MIXES, torch.device("cpu"), text="text.txt"):
         text = run.texts("test")[0]
-        windows = clone.consecutive(text, 128, 8).astype(np.int64)
+        windows = clone.spread(text, 128, 8).astype(np.int64)
         losses[run.folder.name] = [run.model.text_losses(row[windows], row).mean().item()
                                    for row in run.table]
     frequent, rare = losses["ratio0.9"]

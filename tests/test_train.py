@@ -768,7 +768,7 @@ def test_the_loss_of_a_long_text_is_that_of_all_its_windows():
                            np.random.default_rng(1).integers(5, 29, 6000)])
     losses, _ = train.evaluate(model, [text] * 2, clone.clone_table(np.ones(30), 2),
                                ["EN1", "EN2"], 16)
-    windows = torch.from_numpy(train.spread(text, 16))
+    windows = torch.from_numpy(clone.spread(text, 16, train.EVAL_TOKENS // 16))
     assert len(windows) > 2 * 4096 // 16
     with torch.no_grad():
         assert losses[0] == pytest.approx(model(windows).mean().item(), rel=1e-5)
