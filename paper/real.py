@@ -13,7 +13,7 @@ from eval import monolingual_options
 from lib import plots
 from model import SIZES
 from paper import numbers
-from paper.report import LAW_PERCENT, Table, gradient, markdown, seeds, stat
+from paper.report import LAW_PERCENT, Table, gradient, markdown, middle, seeds, stat
 
 VOCABULARIES = ("disjoint", "anchored")
 RATIOS = (0.9, 0.5, 0.95, 0.1)  # the first language's share, in the order of what they teach
@@ -75,11 +75,6 @@ def measure_of(result, layer, measure, kind="value"):
     """A measure of alignment after a layer, or its floor; None where it was not measured."""
     layers = result.get("align", {"layers": []})["layers"]
     return layers[layer][measure][kind] if layers and measure in layers[layer] else None
-
-
-def middle(result):
-    """The number of the middle layer."""
-    return result["config"]["n_layer"] // 2
 
 
 def aligned(found, run):

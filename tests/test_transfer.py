@@ -96,6 +96,30 @@ def test_fine_tuning_trains_a_copy_in_the_language_that_it_is_given():
     assert not torch.equal(tuned.blocks[0].up, model.blocks[0].up)
 
 
+def test_the_learning_rate_of_fine_tuning_falls_to_zero(monkeypatch):
+    rates = []
+
+    class Adam(torch.optim.Adam):
+        def step(self):
+            rates.append(self.param_groups[0]["lr"])
+            super().step()
+
+    monkeypatch.setattr(torch.optim, "Adam", Adam)
+    task = planted(n=(3 * transfer.BATCH, 10, 10))
+    transfer.finetune(make(), task, TABLE[0], 0.01, 0)
+    steps = 3 * transfer.EPOCHS
+    assert rates == pytest.approx([0.01 * (1 - step / steps) for step in range(steps)])
+
+
+def test_the_states_of_many_passages_are_those_of_each():
+    model, many = make(), planted(False, n=(1, 1, 1200)).test[0]  # 1,200 x 8 tokens: three batches
+    states = transfer.read(model, many, TABLE[1])
+    for i in (0, 511, 512, 1023, 1024, 1199):
+        one = transfer.read(model, Examples(many.ids[i:i + 1], many.labels[i:i + 1]), TABLE[1])
+        torch.testing.assert_close(states[i * T:(i + 1) * T], one)
+    assert len(states) == 1200 * T
+
+
 def test_all_is_chosen_on_validation_text_alone(monkeypatch):
     """With test labels turned round, a choice by test text would take what learns nothing."""
     monkeypatch.setattr(transfer, "RATES", (1e-7, 1e-2))
