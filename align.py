@@ -599,7 +599,7 @@ def measure_clones(run):
 
     worths = []  # of each language, what each head and MLP is worth to it
     if run.config.arch == "decoder":
-        some = clone.spread(text, T, max(2, ABLATED_TOKENS // T))
+        some = alternate(clone.spread(text, T, max(2, ABLATED_TOKENS // T)))
         for name, row in zip(run.names, run.table):
             def say(share, name=name):
                 progress(f"{run.folder}: {name} without a head or an MLP, {share:.0%}")
@@ -617,7 +617,7 @@ def measure_clones(run):
         progress(f"{run.folder}: {name}, gradients")
         pairs[name] = {
             "layers": layers,
-            "gradients": gradient_similarity(run.model, base, row_a, row_b),
+            "gradients": gradient_similarity(run.model, alternate(base), row_a, row_b),
             "embeddings": embedding_similarity(run.model, row_a, row_b, frequency),
         }
         if worths:
@@ -629,6 +629,15 @@ def measure_clones(run):
             }
     progress("")
     return {"tokens": len(base) * T, "pairs": pairs}
+
+
+def alternate(windows):
+    """The windows 0, 2, 4 ... of a text, and then 1, 3, 5 ...: so both halves are from all of it.
+
+    Where halves are compared, they are to differ as two samples of one text do. The first half of
+    a test split may be of another author or package than the second.
+    """
+    return np.concatenate([windows[::2], windows[1::2]])
 
 
 def measure_real(run, parallel_text):
