@@ -271,13 +271,12 @@ def compare_gradients(model, windows_a, windows_b, rows, embeddings=True):
         single   of the two languages on one window, mean over windows (paper: Gradient
                  similarity): most of such a gradient is of what this one window says
         same     of the two languages on one text, the sum over many windows
-        other    of the two languages on two texts, the two halves of the windows
+        other    of the two languages on two texts: each is every other window, so that they differ
+                 as two samples of one text do, not as its first author and its last
         within   of one language on two texts: as alike as anything gets here
     """
-    half = (len(windows_a) + 1) // 2
-    a1, a2, b1, b2 = (gradients(model, windows[first:last], row, embeddings, first)
-                      for windows, row in zip((windows_a, windows_b), rows)
-                      for first, last in ((0, half), (half, None)))
+    a1, a2, b1, b2 = (gradients(model, windows[half::2], row, embeddings)
+                      for windows, row in zip((windows_a, windows_b), rows) for half in (0, 1))
     result = {}
     for name in a1:
         same = flat_cosine(a1[name], b1[name]) + flat_cosine(a2[name], b2[name])
@@ -599,7 +598,7 @@ def measure_clones(run):
 
     worths = []  # of each language, what each head and MLP is worth to it
     if run.config.arch == "decoder":
-        some = alternate(clone.spread(text, T, max(2, ABLATED_TOKENS // T)))
+        some = clone.spread(text, T, max(2, ABLATED_TOKENS // T))
         for name, row in zip(run.names, run.table):
             def say(share, name=name):
                 progress(f"{run.folder}: {name} without a head or an MLP, {share:.0%}")
@@ -617,7 +616,7 @@ def measure_clones(run):
         progress(f"{run.folder}: {name}, gradients")
         pairs[name] = {
             "layers": layers,
-            "gradients": gradient_similarity(run.model, alternate(base), row_a, row_b),
+            "gradients": gradient_similarity(run.model, base, row_a, row_b),
             "embeddings": embedding_similarity(run.model, row_a, row_b, frequency),
         }
         if worths:
@@ -629,15 +628,6 @@ def measure_clones(run):
             }
     progress("")
     return {"tokens": len(base) * T, "pairs": pairs}
-
-
-def alternate(windows):
-    """The windows 0, 2, 4 ... of a text, and then 1, 3, 5 ...: so both halves are from all of it.
-
-    Where halves are compared, they are to differ as two samples of one text do. The first half of
-    a test split may be of another author or package than the second.
-    """
-    return np.concatenate([windows[::2], windows[1::2]])
 
 
 def measure_real(run, parallel_text):

@@ -363,7 +363,7 @@ def test_gradient_cosine_is_that_of_autograd():
     grads = []
     for row in TABLE:
         grads.append([])
-        for half in np.array_split(TEXT, 2):
+        for half in (TEXT[::2], TEXT[1::2]):
             loss = model(torch.from_numpy(row[half])).mean()
             grads[-1].append(torch.autograd.grad(loss, model.blocks[1].up)[0].flatten())
     (a1, a2), (b1, b2) = grads
@@ -672,7 +672,7 @@ def test_gradients_of_a_text_and_its_translation_by_hand():
             model(torch.from_numpy(window[None])).mean().backward()
         return model.blocks[1].up.grad.flatten().clone()
 
-    a, b = ([by_hand(side[:3]), by_hand(side[3:])] for side in sides)
+    a, b = ([by_hand(side[::2]), by_hand(side[1::2])] for side in sides)
     cosine = F.cosine_similarity
     expected = {
         "same": (cosine(a[0], b[0], dim=0) + cosine(a[1], b[1], dim=0)) / 2,
@@ -801,19 +801,15 @@ def test_a_run_is_measured_on_its_test_text_by_its_own_model(work, monkeypatch):
         np.stack([text[i:i + 17] for i in np.linspace(0, len(text) - 17, n).astype(int)])
         for n in (30, 20, 10))
     assert len(text) > 2 * 30 * 17 and result["tokens"] == 30 * 16
-
-    def halves(windows):  # of each, every other window
-        return windows[[*range(0, len(windows), 2), *range(1, len(windows), 2)]]
-
     frequency = np.bincount(data.tokens(run.corpora[0], "train"), minlength=300)
     for pair, row in (("EN1-EN2", run.table[1]), ("EN1-EN3", run.table[2])):
         measured = result["pairs"][pair]
         rows = run.table[0], row
         assert measured["layers"] == align.layer_similarity(run.model, base[:, :-1], *rows)
-        assert measured["gradients"] == align.gradient_similarity(run.model, halves(base), *rows)
+        assert measured["gradients"] == align.gradient_similarity(run.model, base, *rows)
         assert measured["embeddings"] == align.embedding_similarity(run.model, *rows, frequency)
         assert measured["interchange"] == patching.interchange(run.model, some, *rows)
-        worths = [patching.worths(run.model, halves(few), row) for row in rows]
+        worths = [patching.worths(run.model, few, row) for row in rows]
         assert measured["ablation"] == patching.compare_worths(*worths)
     assert result["pairs"]["EN1-EN2"]["layers"] != result["pairs"]["EN1-EN3"]["layers"]
 
