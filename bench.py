@@ -67,7 +67,7 @@ from model import (
 SHAPES = {
     "nano": SIZES["nano"],
     # half as wide: the wider a model is, the more of its time goes into matmuls
-    "nano-128": SIZES["nano"] | {"d_model": 128, "n_head": 4},
+    "pico": SIZES["pico"],
     # the others know no attention narrower than the residual stream, as the paper's mini has it
     "mini": SIZES["mini"] | {"d_head": 64},
     "small": SIZES["small"],
@@ -554,7 +554,7 @@ def main():
     parser.option("--vs", None, "whose model to measure beside ours: a folder with a checkout of "
                   "nanoGPT, or transformers, where it is installed (default: the plain way)")
     parser.option("--models", None, f"which of {', '.join(SHAPES)}, comma-separated (default: nano "
-                  "and nano-128; with --vs mini too, and on a GPU nano and the paper's)")
+                  "and pico; with --vs mini too, and on a GPU nano and the paper's)")
     parser.option("--scale", False, "instead: how long batches take to make, and how much memory, "
                   "of ever longer texts", bool)
     parser.option("--text", None, "instead: how long each stage of data.py takes to make ids of "
@@ -615,7 +615,7 @@ def main():
     print_head(result, THEIR_COLUMNS if args.vs else COLUMNS)
     for name in models:
         shape = SHAPES[name] | {"arch": args.arch}
-        if name not in ("nano", "nano-128"):
+        if name not in ("nano", "pico"):
             shape["batch_size"] = PAPER_BATCH[device.type]
         measured = take_turns(ways, shape, device, args.turns, args.steps)
         if args.vs:
@@ -634,9 +634,9 @@ def choose_models(args, device):
     """The names of the models to measure. Raises BadInput."""
     if args.models is None:
         if not args.vs:
-            return ["nano", "nano-128"]
+            return ["nano", "pico"]
         if device.type == "cpu":
-            return ["nano", "nano-128", "mini"]
+            return ["nano", "pico", "mini"]
         return ["nano", "mini", "small", "medium"]
     models = args.models.split(",")
     for name in models:

@@ -101,8 +101,8 @@ MEDIUM = {
     "ratio0.5-2.4x": Numbers((19.25, 19.25), (0.79, 0.79)),
 }
 
-# the paper's size beside which each of ours stands: nano's tables are read beside small's
-BESIDE = {"nano": SMALL, "mini": MINI, "small": SMALL, "medium": MEDIUM}
+# the paper's size beside which each of ours stands: nano's and pico's beside small
+BESIDE = {"nano": SMALL, "pico": SMALL, "mini": MINI, "small": SMALL, "medium": MEDIUM}
 
 # perplexity of the monolingual runs of small by tokens, times 1x; 10, 50 and 100 % to the digit,
 # the others read off

@@ -666,7 +666,7 @@ def write_report(out, scale, found, changed, sections=None, options=""):
         "ones, as the paper's are; these are easier to beat.\n"
         "\"-\": outside the range of the monolingual runs, or there are too few of them.\n"
         "The paper's numbers are of its own vocabulary: compare token efficiencies.\n"
-        "Beside nano stand those of its small, of 85M parameters and 1.197e9 tokens.\n",
+        "Beside nano and pico stand those of its small, of 85M parameters and 1.197e9 tokens.\n",
     ]
     for name, table in (sections or tables(scale)).items():
         parts += section(out, name, table, found, changed, numbers.BESIDE[scale], options)

@@ -375,8 +375,8 @@ def in_words(result):
 def arguments():
     """The command line. Raises BadInput."""
     parser = Parser(__doc__)
-    parser.option("--scale", "nano", "model size; nano is for a CPU, the others are the paper's "
-                  "and want a GPU", choices=list(SIZES))
+    parser.option("--scale", "nano", "model size; nano and pico are for a CPU, the others are the "
+                  "paper's and want a GPU", choices=list(SIZES))
     parser.option("--corpus", "docs", "as in train.py: docs, eltec-eng, a path ...; several, "
                   "comma-separated. Given twice: two real languages", several=True)
     parser.option("--parallel", None, "of real languages: a parallel text, as in align.py; it is "

@@ -152,6 +152,7 @@ def test_a_model_learns_what_can_be_learned():
 
 @pytest.mark.parametrize("size, layers, width, attention, ids, context", [
     ("nano", 2, 256, 8 * 32, 512, 128),
+    ("pico", 2, 128, 4 * 32, 512, 128),
     ("mini", 4, 512, 8 * 32, 16384, 512),  # its attention is narrower than its residual stream
     ("small", 12, 768, 12 * 64, 16384, 512),
     ("medium", 24, 1024, 16 * 64, 16384, 512),
