@@ -275,7 +275,8 @@ def compare_gradients(model, windows_a, windows_b, rows, embeddings=True):
                  as two samples of one text do, not as its first author and its last
         within   of one language on two texts: as alike as anything gets here
     """
-    a1, a2, b1, b2 = (gradients(model, windows[half::2], row, embeddings)
+    n = len(windows_a)
+    a1, a2, b1, b2 = (gradients(model, windows[half::2], row, embeddings, first=half * n)
                       for windows, row in zip((windows_a, windows_b), rows) for half in (0, 1))
     result = {}
     for name in a1:
@@ -285,7 +286,7 @@ def compare_gradients(model, windows_a, windows_b, rows, embeddings=True):
         result[name] = {"same": same / 2, "other": other / 2, "within": within / 2}
 
     singles = {name: [] for name in result}
-    for i in range(min(len(windows_a), SEQUENCES)):
+    for i in evenly_spaced(n, SEQUENCES):
         a, b = (gradients(model, windows[i:i + 1], row, embeddings, i)
                 for windows, row in zip((windows_a, windows_b), rows))
         for name in result:

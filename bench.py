@@ -13,7 +13,7 @@ scaled_dot_product_attention a layer, one cross-entropy over all logits, the C l
 it comes. There is no other difference: weights, batches, loss and optimiser are the same. The two
 take turns, A B A B, and every turn is a process of its own.
 
-Shown for each model, nano and one half as wide:
+Shown for each model, nano and pico:
     nanoclone, plain    tokens/s of both ways, the medians over the turns
     ratio               of the two, and its range over the turns
     of peak             how much of this machine's own matmul peak the matmuls of a step reach

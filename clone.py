@@ -297,7 +297,8 @@ def count_windows(ids, context):
 def spread(text, context, n):
     """n windows [n, T + 1] from all of a text, evenly spaced; fewer where so many do not fit.
 
-    To measure by. The start of a text may be a single document, and unlike the rest.
+    For measuring: the start of a text may be a single document, unlike the rest. Raises BadInput
+    for a text that has not one window.
     """
     n = min(n, count_windows(text, context))
     starts = np.linspace(0, len(text) - context - 1, n).astype(int)

@@ -45,15 +45,16 @@ PAPER = dict(
     vocab_size=16384, cloned=1.0, batch_size=128, steps=18265, lr=6e-4, optimizer="adam",
 )
 # for a laptop: the paper's block and no token shared, but smaller in everything, with a higher
-# learning rate. Wide and shallow, since width is what helps EN2 most; half of the default corpus is
-# read, once (paper/search.md)
+# learning rate; half of the default corpus is read, once (paper/search.md)
 LAPTOP = PAPER | dict(
     n_layer=2, d_head=32,
     context=128, vocab_size=VOCAB_SIZE, batch_size=16, steps=2000, lr=1.5e-3,
 )
 SIZES = {
+    # wide and shallow, since width is what helps EN2 most
     "nano": LAPTOP | dict(n_head=8, d_model=256),
-    "pico": LAPTOP | dict(n_head=4, d_model=128),  # a third of the time, and half of the effect
+    # half as wide: a third of the time, and EN2 gains less
+    "pico": LAPTOP | dict(n_head=4, d_model=128),
     # 8 heads x 32: its attention is narrower than its residual stream
     "mini": PAPER | dict(n_layer=4, n_head=8, d_head=32, d_model=512),
     "small": PAPER | dict(n_layer=12, n_head=12, d_head=64, d_model=768),

@@ -64,8 +64,8 @@ def options():
     data.add_options(parser, vocab_size={size: p["vocab_size"] for size, p in SIZES.items()})
 
     parser.group("model")
-    parser.option("--size", "nano", "a model and the recipe that goes with it: nano and, half as "
-                  "wide, pico are for a CPU, the others are the paper's", choices=list(SIZES))
+    parser.option("--size", "nano", "a model and the recipe that goes with it: nano is for a CPU, "
+                  "pico is nano half as wide, the others are the paper's", choices=list(SIZES))
     by_size("arch", str, "decoder (the paper's), encoder (masked tokens, each sees both sides), or "
             "encoder-decoder (the first half of a window is read, the second half written)",
             choices=ARCHITECTURES)

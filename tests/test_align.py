@@ -346,13 +346,15 @@ def test_gradients_of_a_copy_are_the_same_and_a_strangers_are_not(tied):
     assert of_stranger["single"] < 0.5
 
 
-def test_gradient_cosine_is_that_of_autograd():
+@pytest.mark.parametrize("sequences", [500, 2])
+def test_gradient_cosine_is_that_of_autograd(sequences, monkeypatch):
+    monkeypatch.setattr(align, "SEQUENCES", sequences)
     model = planted("stranger")
     result = align.gradient_similarity(model, TEXT, *TABLE)["blocks.1.up"]
 
     # of single sequences, and their mean (paper: Gradient similarity)
     singles = []
-    for sequence in TEXT:
+    for sequence in TEXT[[0, -1]] if sequences == 2 else TEXT:  # from all of the text
         one, other = (torch.autograd.grad(model(torch.from_numpy(row[sequence][None])).sum(),
                                           model.blocks[1].up)[0].flatten() for row in TABLE)
         singles.append(F.cosine_similarity(one, other, dim=0).item())
@@ -882,6 +884,8 @@ def test_a_text_of_ones_own(work, monkeypatch, capsys):
 def test_too_short_a_test_text_is_refused(work, monkeypatch):
     monkeypatch.chdir(work)
     run, = runs.open_runs(["runs/a"], CPU)
+    run.test = np.zeros(34, np.uint16)
+    assert align.measure(run)["tokens"] == 2 * 16
     run.test = np.zeros(33, np.uint16)
     with pytest.raises(align.BadInput, match=r"has 33 tokens, fewer than 2 windows of .* \(34\)"):
         align.measure(run)

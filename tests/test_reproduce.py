@@ -12,7 +12,7 @@ from test_report import plant
 
 import train
 from model import SIZES
-from paper import real, report, reproduce
+from paper import numbers, real, report, reproduce
 
 # ------------------------------------------------------------------------------------------------
 # The grid
@@ -20,6 +20,7 @@ from paper import real, report, reproduce
 @pytest.mark.parametrize("scale", list(SIZES))
 def test_every_run_of_the_grid_is_one_that_train_takes(scale, monkeypatch):
     size = SIZES[scale]
+    assert scale in numbers.BESIDE
     for name, options in reproduce.grid(scale).items():
         given = [f"--{key}={value}" for key, value in options.items()]
         monkeypatch.setattr(sys, "argv", ["train.py", f"--size={scale}", *given])
