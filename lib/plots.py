@@ -369,13 +369,15 @@ def alignment_of_runs(path, summaries):
         for ax in axes.flat[len(words):-1]:  # of an odd number
             ax.axis("off")
 
-        # the last panel: one bar a run
+        # the last panel: one bar a run, and the most that it could be
         gradient = axes[1, -1]
         means = [summary["gradient"]["same"] for summary in summaries.values()]
+        most = [summary["gradient"]["within"] for summary in summaries.values()]
         bars = gradient.barh(list(summaries), means, color=list(colours.values()))
         gradient.bar_label(bars, fmt="%.2f")
+        gradient.plot(most, list(summaries), "|", color="0.3", markersize=24)
         gradient.margins(x=0.15)
-        tidy(gradient, title="gradient cosine, mean over blocks")
+        tidy(gradient, title="gradient cosine, mean over blocks\n(|: one language on two texts)")
 
 
 # ------------------------------------------------------------------------------------------------
